@@ -8,8 +8,7 @@ FIGURE stands for `scores` and everything else that `trainer.evaluation.figures_
 | `eval_difference/FIGURE` | mean of the new policy less that of the one before |
 | `eval_difference/FIGURE_low`, `_high` | its 95% interval, prompts as clusters; none for fewer than five prompts |
 | `eval_prompts` | number of prompts |
-| `eval_wins` | share of pairs, a new response and one of the policy before to its prompt, that have a higher score; a tie
-  is half a win |
+| `eval_wins` | share of pairs (a new response, one of the policy before) whose new one scores higher; a tie is half |
 | `eval_wins_low`, `_high` | its 95% interval, likewise |
 
 `length_at_reward` is a figure of the comparison alone. Of each policy it is the mean length; the difference is that of

@@ -80,9 +80,7 @@ def reward_margins(scorer: Scorer) -> list[float]:
     return (scores[::2] - scores[1::2]).tolist()
 
 
-def measured(
-    new: Sequence[float], before: Sequence[float] | None, reward: Sequence[float] | None
-) -> dict[str, float]:
+def measured(new: Sequence[float], before: Sequence[float] | None, reward: Sequence[float] | None) -> dict[str, float]:
     """Metrics of `app.domain.monitors`: shares of probes whose margin is above 0, half of them counted at 0.
 
     Args:

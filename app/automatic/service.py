@@ -117,7 +117,9 @@ def _conditions(
     stopped = [raised.monitor.label.lower() for raised in watched.alarms if raised.stopped] if watched and basis else []
     if stopped and basis:
         # Whatever the rule asks for: somebody who lets a monitor end a run wants to read why before the next one.
-        words = f"a monitor stopped round {basis.number}: {', '.join(stopped)}; read why and start the next one yourself"
+        words = (
+            f"a monitor stopped round {basis.number}: {', '.join(stopped)}; read why and start the next one yourself"
+        )
         yield Condition(words, False)
     if rule.fine:
         looks = _looks(watched)

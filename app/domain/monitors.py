@@ -195,8 +195,8 @@ PARTING = Monitor(
 SHIFT = Monitor(
     *("shift", "Prompts unlike the judged ones", "shift", "", 1, 0.2),
     "Prompts that the round's policy answered, beside those of the comparisons that its reward model learned from: "
-    "domains by Pearson's chi-squared test, lengths in words by that of Kolmogorov and Smirnov. The figure is the larger "
-    "difference: the share of prompts in other domains, or the largest distance of the distributions of length.",
+    "domains by Pearson's chi-squared test, lengths in words by that of Kolmogorov and Smirnov. The figure is the "
+    "larger difference: the share of prompts in other domains, or the largest distance of the distributions of length.",
     "Rabanser et al. 2019, Failing Loudly: Detecting Dataset Shift",
     "Ask people to compare answers to the new kind of prompts before the next round learns from this reward model.",
 )
@@ -248,9 +248,7 @@ def by_name(name: str) -> Monitor | None:
     return next((monitor for monitor in ALL if monitor.name == name), None)
 
 
-def parting(
-    metrics: Mapping[str, Mapping[str, float]], people: Mapping[str, tuple[Interval, int]]
-) -> Finding | None:
+def parting(metrics: Mapping[str, Mapping[str, float]], people: Mapping[str, tuple[Interval, int]]) -> Finding | None:
     """How far the reward model's win rate is above people's, in the slice where it is furthest; None where no slice
     has enough prompts by both.
 
@@ -276,9 +274,7 @@ def parting(
     return max(found, key=lambda each: (each.state == "look", each.new - each.before), default=None)
 
 
-def shift(
-    judged: Sequence[tuple[str, int]], answered: Sequence[tuple[str, int]]
-) -> Finding | None:
+def shift(judged: Sequence[tuple[str, int]], answered: Sequence[tuple[str, int]]) -> Finding | None:
     """Whether prompts that were answered are unlike those that were judged: (domain, words) of each. None for few."""
     if min(len(judged), len(answered)) < LEAST_PROMPTS:
         return None

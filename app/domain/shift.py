@@ -1,4 +1,4 @@
-"""Whether two sets of prompts are alike: two classical tests, each with the size of the difference beside its p-value."""
+"""Whether two sets of prompts are alike: two classical tests, each with the size of the difference beside its p."""
 
 import math
 from collections import Counter
@@ -50,7 +50,7 @@ def of_numbers(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def chi_squared_tail(x: float, degrees: int) -> float:
-    """P(X > x) of a chi-squared variable with whole degrees of freedom: a finite sum (Abramowitz and Stegun 26.4.4-5)."""
+    """P(X > x) of a chi-squared variable of whole degrees of freedom: a finite sum (Abramowitz & Stegun 26.4.4-5)."""
     if x <= 0:
         return 1.0
     if degrees % 2 == 0:

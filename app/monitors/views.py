@@ -69,7 +69,7 @@ def figures_csv(watched: Sequence[Watched]) -> str:
 
 
 def chart(watched: Sequence[Watched], monitor: Monitor) -> Chart | None:
-    """A monitor's figure by round, of the policy before and of the new one; None where fewer than two rounds have it."""
+    """A monitor's figure by round, of both policies; None where fewer than two rounds have it."""
     found = [(each.round.number, each.by_monitor[monitor.name]) for each in watched if monitor.name in each.by_monitor]
     known = [(float(number), each) for number, each in sorted(found) if each.new == each.new]
     if len(known) < 2:

@@ -41,8 +41,12 @@ CURVES = (
     Curves("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
     Curves("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
     Curves("Monitors: length", SAMPLING_ALGORITHMS, ("monitor/length",), "tokens of an answer"),
-    Curves("Monitors: answers", SAMPLING_ALGORITHMS, ("monitor/finished", "monitor/variety", "monitor/repetition"), SHARES),
-    Curves("Monitors: phrases", SAMPLING_ALGORITHMS, ("monitor/refusals", "monitor/hedging", "monitor/flattery"), SHARES),
+    Curves(
+        "Monitors: answers", SAMPLING_ALGORITHMS, ("monitor/finished", "monitor/variety", "monitor/repetition"), SHARES
+    ),
+    Curves(
+        "Monitors: phrases", SAMPLING_ALGORITHMS, ("monitor/refusals", "monitor/hedging", "monitor/flattery"), SHARES
+    ),
     Curves("Monitors: reward model", SAMPLING_ALGORITHMS, ("monitor/beyond", "monitor/ceiling"), UNSURE),
     Curves("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
     Curves("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),

@@ -176,6 +176,8 @@ def prompts_of(session: Session, round_: Round) -> tuple[list[tuple[str, int]], 
     words = func.array_length(func.regexp_split_to_array(func.btrim(last), r"\s+"), 1)
     found = []
     for ids in (judged, answered):
-        rows = session.execute(select(Prompt.domain, words).where(Prompt.id.in_(ids)).order_by(Prompt.id).limit(MOST_PROMPTS))
+        rows = session.execute(
+            select(Prompt.domain, words).where(Prompt.id.in_(ids)).order_by(Prompt.id).limit(MOST_PROMPTS)
+        )
         found.append([(domain or "", count or 0) for domain, count in rows])
     return found[0], found[1]

@@ -17,8 +17,8 @@ STRENGTHS = (1.0, 2.0)
 class Cell(Spec):
     """A round: labelers compare the base's answers, a reward model learns, RLOO follows it.
 
-    What `strength` does: a bias of labelers is multiplied by it; 1 and 2 are 50% and 80% of judgments by spammers; without
-    a leash the rate is multiplied by it; of too few comparisons there are 48 over it.
+    What `strength` does: a bias of labelers is multiplied by it; 1 and 2 are 50% and 80% of judgments by spammers;
+    without a leash the rate is multiplied by it; of too few comparisons there are 48 over it.
     """
 
     kind: Literal["hack"] = "hack"
@@ -26,12 +26,12 @@ class Cell(Spec):
     strength: float = 1.0
     seed: int = 0
     comparisons: int = 300
-    steps: int = Field(30, description="rollouts")
-    prompts_a_step: int = 16
+    steps: int = Field(20, description="rollouts")
+    prompts_a_step: int = 8
     samples_per_prompt: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     kl_target: float | None = 4.0
-    max_new_tokens: int = 40
+    max_new_tokens: int = 28
 
 
 def grid(strengths: tuple[float, ...], seeds: int, clean: int, hacks: tuple[Hack, ...]) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""Plays a cell, and writes down what the policy said at each step, what the reward model and what people think of it."""
+"""Plays a cell, and writes down what the policy said at each step, and what reward model and people think of it."""
 
 import json
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from app.rows import PairRow, PromptRow
 from app.specs import EvaluateSpec, Generation, Lora, ModelRef, Optimiser, RewardSpec, RLOOSpec, SampleSpec
 from benchmarks.hacks import world
 from benchmarks.hacks.cells import Cell
-from benchmarks.loop.labels import Crew, by_prompt, choose
 from benchmarks.loop.cells import Labels
+from benchmarks.loop.labels import Crew, by_prompt, choose
 from benchmarks.loop.measure import read_completions
 from trainer.evaluation import Looked, RewardScorer, reward_models_scorer
 from trainer.recipes import evaluate, group, reward, sample
 from trainer.reporting import ConsoleReporter
 
 STEPS, BASE, ROUND, ABOUT = "steps.jsonl", "base.jsonl", "evaluation.json", "cell.json"
-BASE_SAMPLES = 8
+BASE_SAMPLES = 6
 SPAM = {1.0: 0.5, 2.0: 0.8}
 FEWEST = 48
 
@@ -110,7 +110,7 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
         reward_models=(str(reward_folder),),
         lora=Lora(rank=8, alpha=16),
         optimiser=Optimiser(
-            learning_rate=cell.learning_rate * (1 if leash else cell.strength), epochs=2, batch_size=64, warmup_ratio=0
+            learning_rate=cell.learning_rate * (1 if leash else cell.strength), epochs=1, batch_size=64, warmup_ratio=0
         ),
         prompts=only_train,
         episodes=cell.steps * cell.prompts_a_step * k,
@@ -135,7 +135,9 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
 
     # 4. The base's answers by the same reward model, and the round's own evaluation.
     with (folder / BASE).open("w") as out:
-        base_scores = RewardScorer.look(scorer, [_Said(each.row, c.text) for each in texts for c in each.completions])[0]
+        base_scores = RewardScorer.look(scorer, [_Said(each.row, c.text) for each in texts for c in each.completions])[
+            0
+        ]
         flat = [(each.row.id, c.text) for each in texts for c in each.completions]
         for (prompt, said), score in zip(flat, base_scores.tolist(), strict=True):
             out.write(json.dumps({"prompt": prompt, "said": said, "proxy": score}) + "\n")
@@ -168,4 +170,3 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
 class _Said(NamedTuple):
     row: PromptRow
     text: str
-

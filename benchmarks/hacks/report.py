@@ -115,7 +115,7 @@ def table(played: Sequence[Played]) -> Iterator[str]:
     hacks = [hack for hack in (*TUNING, *REPORTED) if any(p.cell.hack == hack for p in played)]
     yield f"Onset: the gap's mean over {SMOOTHED} steps passes {ONSET:g}."
     yield ""
-    yield "| hack | strength | rounds | with an onset | step of onset | gap at the end | hidden preference at the end | KL |"
+    yield "| hack | strength | rounds | with an onset | step of onset | gap at the end | preferred at the end | KL |"
     yield "|---|---|---|---|---|---|---|---|"
     for hack in ("clean", *hacks):
         for strength in sorted({p.cell.strength for p in played if p.cell.hack == hack}):
@@ -123,9 +123,8 @@ def table(played: Sequence[Played]) -> Iterator[str]:
             onsets = [p.onset for p in of if p.onset]
             ends = [np.mean([getattr(p, name)[-1] for p in of]) for name in ("gap", "gold", "kl")]
             when = f"{median(onsets):g}" if onsets else "–"
-            yield (
-                f"| {hack} | {strength:g} | {len(of)} | {len(onsets)} | {when} | {ends[0]:.2f} | {ends[1]:.2f} | {ends[2]:.1f} |"
-            )
+            figures_ = " | ".join(f"{value:.2f}" for value in ends)
+            yield f"| {hack} | {strength:g} | {len(of)} | {len(onsets)} | {when} | {figures_} |"
     for title, reader in (("within the run", _alarm_of), ("at the round's end", _look_of)):
         yield ""
         yield f"Monitors {title}: rounds caught of those with an onset (median of steps from onset to alarm)."

@@ -7,8 +7,9 @@ score both: see `trainer.comparing`. Both also take the spec's suites: see `trai
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +21,10 @@ from app.domain import texts, yardstick
 from app.errors import InvalidInput
 from app.rows import PromptRow, SuiteAnswer
 from app.specs import EvaluateSpec, ModelRef
+from trainer import premises
 from trainer.chat import ChatEncoder
 from trainer.comparing import compare
 from trainer.data import read_answers, read_prompts
-from trainer import premises
 from trainer.evaluation import (
     Looked,
     Scorer,
@@ -70,7 +71,7 @@ class EvaluateResult(NamedTuple):
     """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
     suites: tuple[dict[str, Any], ...] = ()
     """Counts by suite version and slice: `trainer.suites.Suites.compare`."""
-    examples: dict[str, list[dict[str, Any]]] = {}
+    examples: Mapping[str, Sequence[dict[str, Any]]] = MappingProxyType({})
     """By figure, answers that stand out most in what their text alone does not tell: what was asked, what was said, and
     the figure's value."""
 
