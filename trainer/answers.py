@@ -38,7 +38,7 @@ class Answer(NamedTuple):
         finished: False where it was cut by length.
         plain: False where it says a control token, which read again from its text would be other tokens.
         heads: what each scoring head of each member of the reward models says.
-        beyond, ceiling: see `trainer.evaluation.Looked`.
+        beyond, ceiling: see `trainer.evaluation.Looked`; none where no reward model can tell.
     """
 
     prompt_id: int
@@ -49,8 +49,8 @@ class Answer(NamedTuple):
     finished: bool
     plain: bool
     heads: list[float]
-    beyond: float = math.nan
-    ceiling: float = math.nan
+    beyond: float | None = None
+    ceiling: float | None = None
 
     @property
     def choosable(self) -> bool:
@@ -77,8 +77,9 @@ class Answers(NamedTuple):
     @property
     def looked(self) -> Looked:
         """What the reward models say of all N."""
-        beyond, ceiling = ([answer.beyond for answer in self.items], [answer.ceiling for answer in self.items])
-        return Looked(self.heads, torch.tensor(beyond), torch.tensor(ceiling))
+        pairs = [(answer.beyond, answer.ceiling) for answer in self.items]
+        columns = torch.tensor([[math.nan if value is None else value for value in pair] for pair in pairs])
+        return Looked(self.heads, *columns.T)
 
     @property
     def finished(self) -> Tensor:
@@ -200,9 +201,10 @@ def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> l
             list(response.sample.logps),
             response.sample.finished,
             control.isdisjoint(response.sample.body),
-            *said,
+            said,
+            *(None if math.isnan(value) else value for value in (beyond, ceiling)),
         )
-        for response, *said in zip(responses, *(column.tolist() for column in looked), strict=True)
+        for response, said, beyond, ceiling in zip(responses, *(column.tolist() for column in looked), strict=True)
     }
     everyones = {key: answer for share in gather_object([found]) for key, answer in share.items()}
     return [everyones[row.id, index] for row, indices in part for index in indices]

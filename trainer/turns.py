@@ -243,6 +243,9 @@ class Turns:
         self.reporter.metrics(self._step, measured)
         if self.monitors.stop:
             self.notes.append(self.monitors.note("the policy before that phase"))
+            if not self.candidates:
+                even = torch.full((len(self.heldout),), 0.5)
+                self.candidates.append(Candidate("the start", self.start, even, self._at_start))
         else:
             self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
         return tuple(dropped)
@@ -252,8 +255,9 @@ class Turns:
         if not self.monitors.is_on or self.monitors.watch.baseline:
             return
         started = self._measure("start")
-        self._at_start = started.values | self.monitors.look_at_answers(0, started.answers, self._row_of)
-        self.reporter.metrics(0, self._at_start)
+        seen = self.monitors.look_at_answers(0, started.answers, self._row_of)
+        self._at_start = started.values | seen
+        self.reporter.metrics(0, seen)
 
     def written(self, name: str, rows: Sequence[BaseModel]) -> str:
         """Write what a phase trains on, a line a row, for all processes; return its location."""
@@ -362,8 +366,6 @@ class Turns:
         Raises:
             InvalidInput: no phase found anything to learn from.
         """
-        if not self.candidates and self.monitors.stop:
-            return Candidate("the start", self.start, torch.full((len(self.heldout),), 0.5), self._at_start)
         if not self.candidates:
             raise InvalidInput(
                 " ".join(["There was nothing to learn from.", *self.notes]),

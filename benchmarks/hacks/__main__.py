@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hacks", description=__doc__)
     add = parser.add_argument
     add("--hacks", nargs="*", choices=(*TUNING, *REPORTED), default=[*TUNING, *REPORTED], metavar="HACK")
-    add("--strengths", nargs="+", type=float, choices=STRENGTHS, default=[*STRENGTHS])
+    add("--strengths", nargs="+", type=float, choices=STRENGTHS, default=[2.0], help="1, 2 or both")
     add("--seeds", type=int, default=3, help="of each hack and strength")
     add("--clean", type=int, default=90, help="rounds without a hack")
     add("--store", type=Path, default=STORE, help="where the model and all rounds lie")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -14,14 +14,15 @@ from app.specs import EvaluateSpec, Generation, Lora, ModelRef, Optimiser, Rewar
 from benchmarks.hacks import world
 from benchmarks.hacks.cells import Cell
 from benchmarks.loop.cells import Labels
-from benchmarks.loop.labels import Crew, by_prompt, choose
-from benchmarks.loop.measure import read_completions
+from benchmarks.loop.labels import Crew, Texts, by_prompt, choose
+from benchmarks.loop.measure import Said, read_completions
 from trainer.evaluation import Looked, RewardScorer, reward_models_scorer
 from trainer.recipes import evaluate, group, reward, sample
 from trainer.reporting import ConsoleReporter
 
 STEPS, BASE, ROUND, ABOUT = "steps.jsonl", "base.jsonl", "evaluation.json", "cell.json"
-BASE_SAMPLES = 6
+BASE_SAMPLES, BASE_SEED = 8, 999_983
+COMPARED = 4  # of the base, a prompt, that each new answer meets
 SPAM = {1.0: 0.5, 2.0: 0.8}
 FEWEST = 48
 
@@ -78,15 +79,11 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
     rows = world.prompts()
     train = [row for row in rows if row.slices["split"] == "train"]
     policy, seed = ModelRef(base=base), 1000 * cell.seed + 7
-    generation = Generation(samples_per_prompt=BASE_SAMPLES, max_new_tokens=cell.max_new_tokens)
     reporter = ConsoleReporter(stream=None)
 
-    # 1. The base's answers; labelers compare some of them.
-    everything = write_lines(store, "prompts", rows, compressed=False)[1]
+    # 1. The base's answers, the same ones in all cells; labelers compare some of them.
     only_train = write_lines(store, "prompts", train, compressed=False)[1]
-    sampled = SampleSpec(models=(policy,), prompts=everything, generation=generation, seed=seed)
-    sample.train(sampled, store, reporter, folder)
-    texts = by_prompt(rows, read_completions(folder))
+    texts = base_answers(store, policy, rows, cell.max_new_tokens)
     crew, judged = crew_of(cell), list[PairRow]()
     count = round(FEWEST / cell.strength) if cell.hack == "too_few" else cell.comparisons
     for split, wanted in (("train", count), ("heldout", 40)):
@@ -134,13 +131,15 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
             out.write(json.dumps({"step": number, "kl": nats, "answers": lines}) + "\n")
 
     # 4. The base's answers by the same reward model, and the round's own evaluation.
+    said = [
+        Said(each.row, completion.text)
+        for each in texts
+        if each.row.slices["split"] == "train"
+        for completion in each.completions[:COMPARED]
+    ]
     with (folder / BASE).open("w") as out:
-        base_scores = RewardScorer.look(scorer, [_Said(each.row, c.text) for each in texts for c in each.completions])[
-            0
-        ]
-        flat = [(each.row.id, c.text) for each in texts for c in each.completions]
-        for (prompt, said), score in zip(flat, base_scores.tolist(), strict=True):
-            out.write(json.dumps({"prompt": prompt, "said": said, "proxy": score}) + "\n")
+        for (row, text), score in zip(said, RewardScorer.look(scorer, said)[0].tolist(), strict=True):
+            out.write(json.dumps({"prompt": row.id, "said": text, "proxy": score}) + "\n")
     heldout = write_lines(store, "prompts", [r for r in rows if r.slices["split"] == "heldout"], compressed=False)[1]
     measured = ConsoleReporter(stream=None)
     new = ModelRef(base=base, adapter=str(trained))
@@ -167,6 +166,13 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
     return learned.eval_accuracy
 
 
-class _Said(NamedTuple):
-    row: PromptRow
-    text: str
+def base_answers(store: ArtifactStore, base: ModelRef, rows: list[PromptRow], max_new_tokens: int) -> list[Texts]:
+    """The base's answers to all prompts, sampled once for a store."""
+    location = f"hacks/base-{max_new_tokens}"
+    if not store.exists(location):
+        generation = Generation(samples_per_prompt=BASE_SAMPLES, max_new_tokens=max_new_tokens)
+        prompts = write_lines(store, "prompts", rows, compressed=False)[1]
+        with store.folder(location) as folder:
+            spec = SampleSpec(models=(base,), prompts=prompts, generation=generation, seed=BASE_SEED)
+            sample.train(spec, store, ConsoleReporter(stream=None), folder)
+    return by_prompt(rows, read_completions(store.resolve(location)))
