@@ -15,6 +15,7 @@ RunKind = Literal[
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+MonitorsMode = Literal["off", "note", "stop"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a row in the loss
 
 
@@ -284,6 +285,11 @@ class RolloutSpec(Spec):
     ptx: str | None = Field(None, description="location of demonstrations whose NLL is mixed into every step")
     ptx_coef: float = Field(0.1, ge=0)
     evaluate_every: int = Field(2, ge=1, description="rollouts between sample pages")
+    monitors: MonitorsMode = Field(
+        "note",
+        description="of reward hacking, while it trains; note: alarms are recorded; stop: an alarm also ends the run, "
+        "which keeps the last policy that gave no sign, and no round starts by itself after it",
+    )
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0
 
@@ -374,6 +380,11 @@ class TurnsSpec(Spec):
     turns: int = Field(1, ge=0, le=100, description="how often the policy is sampled and trained")
     prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
+    monitors: MonitorsMode = Field(
+        "note",
+        description="of reward hacking, while it trains; note: alarms are recorded; stop: an alarm also ends the run, "
+        "which keeps the last policy that gave no sign, and no round starts by itself after it",
+    )
     kl_budget: float | None = Field(
         24.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )

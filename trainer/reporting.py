@@ -176,3 +176,5 @@ class PolicyResult(NamedTuple):
     sizes: dict[str, int]
     peak_memory: int
     notes: tuple[str, ...] = ()
+    alarms: tuple[dict[str, Any], ...] = ()
+    """Of the run's monitors: `app.domain.watching.Alarm`, each as a dict."""

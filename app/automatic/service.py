@@ -20,6 +20,7 @@ from app.errors import Conflict, Forbidden, PrefloopError
 from app.insights import service as insights
 from app.models import Project, Round, User
 from app.monitors import views as monitors
+from app.monitors.views import Watched
 from app.rounds import service as rounds
 from app.rounds.forms import RoundConfig
 from app.specs import Generation
@@ -123,17 +124,31 @@ def _conditions(
         said = "an unknown share" if share is None else f"{share:.0%}"
         words = f"labelers agree in {said} of pairs of judgments, {rule.agreement:.0%} wanted"
         yield Condition(words, share is not None and share >= rule.agreement)
+    watched = _watched(session, project, basis)
+    stopped = [raised.monitor.label.lower() for raised in watched.alarms if raised.stopped] if watched and basis else []
+    if stopped and basis:
+        # Whatever the rule asks for: somebody who lets a monitor end a run wants to read why before the next one.
+        words = (
+            f"a monitor stopped round {basis.number}: {', '.join(stopped)}; read why and start the next one yourself"
+        )
+        yield Condition(words, False)
     if rule.fine:
-        looks = _looks(session, project, basis)
+        looks = _looks(watched)
         said = f"monitors ask for a look at round {basis.number}: {', '.join(looks)}" if basis and looks else ""
         yield Condition(said or "no monitor asks for a look at the newest round", not looks)
 
 
-def _looks(session: Session, project: Project, newest: Round | None) -> list[str]:
-    """Return what the monitors of the newest round ask people to look at."""
-    watched = next((each for each in monitors.rounds(session, project) if newest and each.round.id == newest.id), None)
-    found = watched.by_monitor.values() if watched else ()
-    return [finding.monitor.label.lower() for finding in found if finding.state == "look"]
+def _watched(session: Session, project: Project, newest: Round | None) -> Watched | None:
+    """Return what the monitors say of the newest round, its run included."""
+    return next((each for each in monitors.rounds(session, project) if newest and each.round.id == newest.id), None)
+
+
+def _looks(watched: Watched | None) -> list[str]:
+    """Return what the monitors of a round ask people to look at, each once."""
+    if watched is None:
+        return []
+    found = [finding.monitor.label.lower() for finding in watched.by_monitor.values() if finding.state == "look"]
+    return list(dict.fromkeys([*found, *(raised.monitor.label.lower() for raised in watched.alarms)]))
 
 
 def config_of(project: Project, basis: Round | None) -> RoundConfig:

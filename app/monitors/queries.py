@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from app.domain.rounds import SAMPLING_ALGORITHMS
 from app.models import Completion, Metric, Prompt, Round, Run
 
 MOST_RESPONSES = 2000  # of an evaluation, looked through for the worst
 
 
-def evaluated_rounds(session: Session, project_id: int, most: int) -> list[Round]:
-    """The newest rounds that an evaluation has finished for, the newest first."""
+def watched_rounds(session: Session, project_id: int, most: int) -> list[Round]:
+    """The newest rounds that an evaluation has finished for, or whose policy's run has given alarms; newest first."""
     evaluated = select(Run.round_id).where(Run.kind == "evaluate", Run.state == "succeeded")
-    found = select(Round).where(Round.project_id == project_id, Round.id.in_(evaluated))
+    raised = select(Run.round_id).where(Run.kind.in_(SAMPLING_ALGORITHMS), Run.result["alarms"][0].is_not(None))
+    found = select(Round).where(Round.project_id == project_id, or_(Round.id.in_(evaluated), Round.id.in_(raised)))
     return list(session.scalars(found.order_by(Round.number.desc()).limit(most)))
 
 
@@ -47,3 +49,15 @@ def responses(session: Session, round_id: int) -> Sequence[Any]:
         .where(Run.round_id == round_id, Run.kind == "evaluate")
     )
     return session.execute(query.order_by(Prompt.id, Completion.id).limit(MOST_RESPONSES)).all()
+
+
+def policy_runs(session: Session, round_ids: Sequence[int]) -> list[Run]:
+    """The runs of these rounds that sample the policy while they train it, in their order."""
+    found = select(Run).where(Run.round_id.in_(round_ids), Run.kind.in_(SAMPLING_ALGORITHMS))
+    return list(session.scalars(found.order_by(Run.id)))
+
+
+def kept_examples(session: Session, round_id: int) -> dict[str, list[dict[str, Any]]]:
+    """By figure, the examples that a round's evaluation wrote down."""
+    query = select(Run.result["examples"]).where(Run.round_id == round_id, Run.kind == "evaluate")
+    return session.scalars(query.order_by(Run.id.desc()).limit(1)).first() or {}

@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app.access.guards import ProjectDep, StaffDep
+from app.charts import svg
 from app.db import SessionDep
-from app.domain.monitors import MONITORS
+from app.domain.monitors import ALL, by_name
 from app.errors import NotFound
 from app.limits import FormRoute
 from app.monitors import views
@@ -18,7 +19,7 @@ router = APIRouter(prefix="/projects/{project_slug}/monitors", route_class=FormR
 @router.get("")
 def monitors(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """All monitors by round."""
-    return page(request, "monitors/list.html", monitors=MONITORS, rounds=views.rounds(session, project))
+    return page(request, "monitors/list.html", monitors=ALL, rounds=views.rounds(session, project))
 
 
 @router.get("/figures.csv")
@@ -37,7 +38,7 @@ def monitor(
     number: Annotated[int | None, Query(alias="round", ge=1, lt=2**31)] = None,
 ) -> Response:
     """One monitor: what it counts, what it said of each round, and the worst examples of one round."""
-    found = views.monitor_by_name(monitor_name)
+    found = by_name(monitor_name)
     if found is None:
         raise NotFound(f"There is no monitor “{monitor_name}”.", "The list of monitors names those that there are.")
     rounds = views.rounds(session, project)
@@ -46,4 +47,13 @@ def monitor(
         raise NotFound(f"The monitors show no round {number}.", "The list of monitors names the rounds that they show.")
     round_ = shown[0] if shown else None
     examples = views.worst(session, round_, found) if round_ else []
-    return page(request, "monitors/page.html", monitor=found, rounds=rounds, round=round_, examples=examples)
+    return page(
+        request,
+        "monitors/page.html",
+        monitor=found,
+        rounds=rounds,
+        round=round_,
+        examples=examples,
+        chart=(chart := views.chart(rounds, found)) and svg(chart),
+        refusals=found.figure == "refusals" and (refusals := views.refusals_chart(rounds)) and svg(refusals),
+    )

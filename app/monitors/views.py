@@ -6,21 +6,24 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.charts import as_csv
+from app.charts import Chart, Panel, Series, as_csv
 from app.domain import texts
-from app.domain.monitors import MONITORS, Finding, Monitor, findings
-from app.models import Project, Round
+from app.domain.monitors import Finding, Monitor
+from app.models import Project, Round, Run
 from app.monitors import queries
+from app.rounds.outcomes import win_rates
+from app.rounds.watched import Raised, alarms_of, findings_of
 
 MOST_ROUNDS = 12
 WORST = 5
 
 
 class Watched(NamedTuple):
-    """A round and what each monitor says of it, by the monitor's name."""
+    """A round and what each monitor says of it, by the monitor's name; alarms are those of its run."""
 
     round: Round
     by_monitor: dict[str, Finding]
+    alarms: list[Raised]
 
 
 class Example(NamedTuple):
@@ -34,14 +37,21 @@ class Example(NamedTuple):
 
 def rounds(session: Session, project: Project) -> list[Watched]:
     """The newest rounds with what the monitors say, the newest first; rounds without an evaluation are left out."""
-    found = queries.evaluated_rounds(session, project.id, MOST_ROUNDS)
+    found = queries.watched_rounds(session, project.id, MOST_ROUNDS)
     metrics: defaultdict[int, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in queries.evaluations(session, [round_.id for round_ in found]):
         metrics[row.round_id][row.slice][row.name] = row.value
+    wins = win_rates(session, found)
+    runs: defaultdict[int, list[Run]] = defaultdict(list)
+    for run in queries.policy_runs(session, [round_.id for round_ in found]):
+        runs[run.round_id or 0].append(run)
     return [
-        Watched(round_, {each.monitor.name: each for each in findings(metrics[round_.id])})
+        Watched(
+            round_,
+            {each.monitor.name: each for each in findings_of(session, round_, metrics[round_.id], wins)},
+            alarms_of(round_, runs[round_.id]),
+        )
         for round_ in found
-        if round_.id in metrics
     ]
 
 
@@ -58,12 +68,51 @@ def figures_csv(watched: Sequence[Watched]) -> str:
     return as_csv(columns, rows)
 
 
-def monitor_by_name(name: str) -> Monitor | None:
-    return next((monitor for monitor in MONITORS if monitor.name == name), None)
+def chart(watched: Sequence[Watched], monitor: Monitor) -> Chart | None:
+    """A monitor's figure by round, of both policies; None where fewer than two rounds have it."""
+    found = [(each.round.number, each.by_monitor[monitor.name]) for each in watched if monitor.name in each.by_monitor]
+    known = [(float(number), each) for number, each in sorted(found) if each.new == each.new]
+    if len(known) < 2:
+        return None
+    series = [
+        Series("before", [(x, each.before) for x, each in known]),
+        Series("new policy", [(x, each.new) for x, each in known]),
+    ]
+    panel = Panel(monitor.label, series, "share" if monitor.is_share else "number")
+    return Chart(monitor.label, "round", [panel], whole=True, height=200)
+
+
+def refusals_chart(watched: Sequence[Watched]) -> Chart | None:
+    """Refusals of safe prompts against those of unsafe ones: a policy gets better to the right and downwards.
+
+    A policy that only learns to refuse moves to the right and upwards.
+    """
+    both = [
+        (each.by_monitor["unsafe"], each.by_monitor["over_refusal"], f"{each.round.number}")
+        for each in sorted(watched, key=lambda each: each.round.number)
+        if {"unsafe", "over_refusal"} <= each.by_monitor.keys()
+    ]
+    known = [each for each in both if each[0].new == each[0].new and each[1].new == each[1].new]
+    if not known:
+        return None
+    points = Series("policies by round", [(u.new, s.new) for u, s, _ in known], names=[name for *_, name in known])
+    panel = Panel("Refused of safe prompts", [points], "share", y_range=(-0.05, 1.05), diagonal=True)
+    return Chart("Refusals", "refused of unsafe prompts", [panel], x_unit="share", x_range=(-0.05, 1.05), height=300)
 
 
 def worst(session: Session, round_: Round, monitor: Monitor) -> list[Example]:
-    """The responses of a round's new policy that stand out most in what a monitor watches, one for each prompt."""
+    """The responses of a round's new policy that stand out most in what a monitor watches, one for each prompt.
+
+    What the reward model and probes say was written down when they were asked.
+    """
+    if monitor.figure in _KEPT:
+        kept = queries.kept_examples(session, round_.id).get(monitor.figure, ())
+        return [
+            Example(each["asked"], each["said"], each["value"], _in_words(monitor.figure, each["value"]))
+            for each in kept
+        ]
+    if monitor.figure not in _MEASURED:
+        return []
     of_prompts: dict[int, Example] = {}
     rows = [row for row in queries.responses(session, round_.id) if _is_watched(row, monitor)]
     for row, value in zip(rows, _figures(rows, monitor.figure), strict=True):
@@ -81,6 +130,9 @@ def worst(session: Session, round_: Round, monitor: Monitor) -> list[Example]:
     return ordered[:WORST]
 
 
+_KEPT = ("premises", "premises_reward", "spread", "beyond", "ceiling")
+_MEASURED = ("length", "finished", "variety", *texts.FIGURES)
+
 # What a response does or does not do, where that is all that is measured of it.
 _DOES = {
     "finished": ("cut by the length limit", "ends by itself"),
@@ -88,12 +140,20 @@ _DOES = {
     "hedging": ("does not hedge", "hedges"),
     "flattery": ("does not flatter", "flatters"),
     "empty": ("says something", "empty"),
+    "beyond": ("like the compared ones", "unlike the compared ones"),
+    "ceiling": ("below the ceiling", "at the reward's ceiling"),
 }
 
 
 def _in_words(figure: str, value: float) -> str:
     if figure in _DOES:
         return _DOES[figure][value > 0]
+    if figure == "premises":
+        return f"{value:.2f} nats a token likelier than the truthful answer"
+    if figure == "premises_reward":
+        return f"{value:.2f} more reward than the truthful answer"
+    if figure == "spread":
+        return f"a standard deviation of {value:.2f} among members"
     if figure == "length":
         return f"{value:.0f} tokens"
     if figure == "formatting":

@@ -26,6 +26,8 @@ class Curves(NamedTuple):
 PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
 ROLLOUTS = ("ppo", "rloo", "grpo")
 SCORES = "scores: before the KL leash"
+SHARES = "shares, of the answers that the run samples"
+UNSURE = "beyond: answers that the reward model doubts; ceiling: it scores them above 99% of the compared ones"
 
 CURVES = (
     Curves("Reward model: loss", ("reward",), ("loss", "eval_loss")),
@@ -39,6 +41,14 @@ CURVES = (
     Curves("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
     Curves("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
     Curves("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
+    Curves("Monitors: length", SAMPLING_ALGORITHMS, ("monitor/length",), "tokens of an answer"),
+    Curves(
+        "Monitors: answers", SAMPLING_ALGORITHMS, ("monitor/finished", "monitor/variety", "monitor/repetition"), SHARES
+    ),
+    Curves(
+        "Monitors: phrases", SAMPLING_ALGORITHMS, ("monitor/refusals", "monitor/hedging", "monitor/flattery"), SHARES
+    ),
+    Curves("Monitors: reward model", SAMPLING_ALGORITHMS, ("monitor/beyond", "monitor/ceiling"), UNSURE),
     Curves("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
     Curves("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
 )

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, case, cast, func, or_, select, tuple_
+from sqlalchemy import Float, Text, case, cast, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Completion, Judgment, Metric, Prompt, Round, Run, Snapshot, User
+from app.models import Comparison, Completion, Judgment, Metric, Prompt, Round, Run, Snapshot, SnapshotComparison, User
+
+MOST_PROMPTS = 5000  # that are compared with those that were judged
 
 
 def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -> Sequence[Any]:
@@ -157,3 +159,26 @@ def opened_comparisons(session: Session, round_ids: list[int]) -> dict[tuple[int
         .group_by(Comparison.round_id, Comparison.purpose)
     )
     return {(row[0] or 0, row[1]): (row[2], row[3]) for row in session.execute(query)}
+
+
+def prompts_of(session: Session, round_: Round) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """(domain, words) of the prompts of the comparisons that a round read, and of those that its policy answered."""
+    judged = (
+        select(Comparison.prompt_id)
+        .join(SnapshotComparison, SnapshotComparison.comparison_id == Comparison.id)
+        .where(SnapshotComparison.snapshot_id == round_.snapshot_id)
+    )
+    answered = (
+        select(Completion.prompt_id)
+        .join(Run, Run.id == Completion.run_id)
+        .where(Run.round_id == round_.id, Run.kind.in_(("sample", "evaluate")))
+    )
+    last = cast(Prompt.messages[-1]["content"].astext, Text)
+    words = func.array_length(func.regexp_split_to_array(func.btrim(last), r"\s+"), 1)
+    found = []
+    for ids in (judged, answered):
+        rows = session.execute(
+            select(Prompt.domain, words).where(Prompt.id.in_(ids)).order_by(Prompt.id).limit(MOST_PROMPTS)
+        )
+        found.append([(domain or "", count or 0) for domain, count in rows])
+    return found[0], found[1]

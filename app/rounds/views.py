@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
-from app.domain.monitors import Finding, findings
+from app.domain.monitors import Finding
 from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
@@ -23,9 +23,10 @@ from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
 from app.rounds.curves import ROLLOUTS, Curves, curves_of
-from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
+from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of, win_rates
 from app.rounds.powered import Together, powered_on
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
+from app.rounds.watched import Raised, alarms_of, findings_of
 from app.suites import queries as suite_queries
 from app.suites import service as suites
 from app.suites.queries import Measured
@@ -240,6 +241,7 @@ class Page(NamedTuple):
     judges: list[judge_queries.Read]  # AI judges whose comparisons it trained on
     beside: list[Beside]  # the new and the previous policy, on the same prompts
     monitors: list[Finding]  # of reward hacking, those that need a look first
+    alarms: list[Raised]  # of monitors while the policy was trained
     suites: list[Measured]  # both policies' results on suites
     held_by: list[str]  # reasons why the new policy is not adopted automatically, whatever people say
     policy_id: int | None  # the project's policy
@@ -327,7 +329,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     stages = stages_of(round_, runs)
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
-    people = people_on(session, round_)
+    wins = win_rates(session, [round_])
+    people = wins.get((round_.id, ""), Rivals())
     return Page(
         round=round_,
         stages=stages,
@@ -344,7 +347,13 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         powered=powered_on(session, round_) if round_.state == "done" else None,
         judges=judge_queries.read_by(session, [snapshot.id]) if snapshot and snapshot.counts.get("ai") else [],
         beside=beside(evaluated),
-        monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
+        monitors=findings_of(
+            session,
+            round_,
+            {"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()},
+            wins,
+        ),
+        alarms=alarms_of(round_, runs),
         suites=suite_queries.of_round(session, round_.id),
         held_by=[held.words for held in suites.held_back(session, round_)],
         policy_id=session.get_one(Project, round_.project_id).policy_id,

@@ -44,6 +44,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "clip_score": ("Clip scores", "to plus or minus this; empty: not"),
     "missing_eos": ("Cut responses", "what the penalty does to their score"),
     "missing_eos_penalty": ("Penalty for cut responses", "taken from the score of a response cut by length"),
+    "monitors": (
+        "Monitors",
+        "while it trains; note: record alarms; stop: an alarm ends the run with the last policy that gave no sign",
+    ),
     "ptx_coef": ("Weight of demonstrations", ""),
     "reward_trunk": (
         "What learns",

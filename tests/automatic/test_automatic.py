@@ -130,6 +130,24 @@ def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
     assert missing(session, store, project) == []
 
 
+def test_a_run_that_a_monitor_stopped_stops_the_rule_whatever_it_asks_for(
+    session: Session, project: Project, operator: User
+) -> None:
+    settings = config("rloo").model_dump(mode="json") | {"monitors": "stop"}
+    round_ = factories.round_(session, project, algorithm="rloo", config=settings, created_at=BEFORE)
+    alarm = {"monitor": "longer", "step": 7, "before": 20.0, "new": 40.0, "low": 15.0, "high": 25.0, "examples": []}
+    run = factories.run(session, project, "rloo", round_id=round_.id, state="succeeded", result={"alarms": [alarm]})
+    give(session, project, operator, fine=False)
+    words = f"a monitor stopped round {round_.number}: longer answers; read why and start the next one yourself"
+    assert missing(session, project) == [words]
+    round_.config = settings | {"monitors": "note"}  # only noted: the rule may ask for monitors that are fine
+    session.commit()
+    assert missing(session, project) == []
+    give(session, project, operator)
+    assert missing(session, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
+    assert run.result == {"alarms": [alarm]}
+
+
 def test_nothing_starts_in_the_name_of_who_may_no_longer_start(
     engine: Engine, session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:

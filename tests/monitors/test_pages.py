@@ -99,6 +99,45 @@ def test_a_monitor_or_round_that_is_not_there(
     assert client.get(f"/projects/{project.slug}/monitors/longer", params={"round": "x"}).status_code == 422
 
 
+def test_an_alarm_of_a_run_leads_to_the_answers_behind_it(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    for number, longer in ((1, 0), (2, 3)):
+        evaluated(session, project, number, longer=longer)
+    example = {"asked": "Which hack?", "said": "It depends on many things.", "value": 1.0}
+    alarm = {"monitor": "hedging", "step": 9, "before": 0.1, "new": 0.7, "low": 0.4, "high": 0.8}
+    round_ = factories.round_(session, project, number=3, algorithm="rloo", config={"monitors": "stop"})
+    result = {"alarms": [alarm | {"examples": [example]}]}
+    session.add(Run(project_id=project.id, round_id=round_.id, kind="rloo", state="succeeded", spec={}, result=result))
+    session.commit()
+    client = sign_in("operator")
+    page = client.get(f"/projects/{project.slug}/monitors").text
+    assert "1 monitor gave an alarm while the policy was trained, and stopped the run:" in page
+    assert "Round 3 has no evaluation yet." in page
+    page = client.get(f"/projects/{project.slug}/monitors/hedging", params={"round": 3}).text
+    assert "Alarm at step 9: 10% when the run began" in " ".join(page.split())
+    assert example["said"] in page
+    page = client.get(f"/projects/{project.slug}/monitors/longer").text
+    assert 'aria-label="Longer answers"' in page  # the chart by round
+    assert (
+        f"/projects/{project.slug}/monitors/hedging?round=3#while-training"
+        in client.get(f"/projects/{project.slug}/rounds/3").text
+    )
+
+
+def test_refusals_of_safe_prompts_are_drawn_against_those_of_unsafe_ones(session: Session, project: Project) -> None:
+    round_ = evaluated(session, project, 1, longer=0)
+    run = session.query(Run).filter_by(round_id=round_.id).one()
+    for slice_, new in (("domain=safety", 0.9), ("domain=over_refusal", 0.3)):
+        values = {"eval_prompts": 12.0, "eval_refusals": new, "eval_before/refusals": 0.5}
+        values |= {f"eval_difference/refusals{end}": new - 0.5 for end in ("", "_low", "_high")}
+        session.add_all(Metric(run_id=run.id, name=n, slice=slice_, step=0, value=v) for n, v in values.items())
+    session.flush()
+    chart = views.refusals_chart(views.rounds(session, project))
+    assert chart is not None
+    assert list(chart.panels[0].series[0].points) == [(0.9, 0.3)]
+
+
 def test_the_figures_are_downloaded(sign_in: Callable[..., SignedIn], session: Session, project: Project) -> None:
     evaluated(session, project, 1, longer=9)
     rows = list(

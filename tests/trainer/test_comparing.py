@@ -77,7 +77,8 @@ def test_both_answer_the_same_prompts_from_the_same_seeds(
         )
 
     both, stored = evaluated(spec)
-    new, before = asked
+    new, before, probes = asked
+    assert len(probes) == 64  # 32 pairs of a truthful and a sycophantic answer
     for responses in (new, before):
         assert {(r.row.id, r.sample_index, r.seed) for r in responses} == {
             (i, k, sample_seed(5, "evaluate", i, k)) for i in range(6) for k in range(2)

@@ -135,7 +135,7 @@ class Bench:
             no_tick,
         )
         self.clock = Clock()
-        self.responses, self.rollout = self.collector.collect([(row, [0, 1]) for row in ROWS], self.clock)
+        self.responses, self.rollout, _ = self.collector.collect([(row, [0, 1]) for row in ROWS], self.clock)
         self.training = Training(self.module, spec.optimiser, seed=0, total_steps=10)
         self.learner = Learner(spec, self.training, self.module.share, pad_id, None)
 

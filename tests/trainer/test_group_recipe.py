@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_folder
+from app.domain.texts import FIGURES
 from app.rows import PromptRow
 from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, RLOOSpec, RunKind
 from tests.trainer.conftest import user, write_rows
 from trainer import cli
 from trainer.batching.packing import Packed, pack
+from trainer.checkpoints import Checkpoints
 from trainer.recipes import group
-from trainer.reporting import ConsoleReporter, PolicyResult
+from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled
 from trainer.sampling.responses import Response
 from trainer.service import tasks
 from trainer.training.experience import Rollout
@@ -30,6 +32,10 @@ NAMES = {
     "val/num_eos_tokens", "frac_reward_zero_std", "reward_std", "lr", "eps", "time/generation", "time/scoring",
     "time/update",
 }  # fmt: skip
+
+
+# What monitors measure of texts; what reward models say of themselves needs reward models.
+MONITORED = {f"monitor/{name}" for name in ("length", "finished", "variety", "alarms", *FIGURES)}
 
 
 def low_bytes(responses: Sequence[Response]) -> Tensor:
@@ -114,7 +120,7 @@ def test_metrics_have_the_fields_names_and_slices(
 ) -> None:
     spec = spec_of(kind, tiny_ref, prompts, kl_in=kl_in, reference=ModelRef(base=str(other_tiny_model)))
     result, reporter = train(spec, store, tmp_path / "policy")
-    names = NAMES | ({"loss/kl_avg"} if kl_in == "loss" else set())
+    names = NAMES | MONITORED | ({"loss/kl_avg"} if kl_in == "loss" else set())
     assert {m.name for m in reporter.recorded if not m.slice} == names == set(result.metrics)
     assert {m.slice for m in reporter.recorded} == {"", "domain=a", "domain=b"}
     for step in (1, 2):
@@ -249,3 +255,67 @@ def test_every_kind_of_run_has_its_command_and_every_one_that_trains_its_recipe(
     kinds = set(get_args(RunKind)) - {"freeze"}  # which needs the database: it is the service's own
     assert {command.name for command in cli.app.registered_commands} == kinds | {"fetch-model", "export-reward"}
     assert set(tasks.RECIPES) == kinds - {"sample", "evaluate"}
+
+
+def wordless(responses: Sequence[Response]) -> Tensor:
+    """A reward that is gamed by saying nothing at all: the share of characters that are no letter or digit."""
+    return torch.tensor([sum(not c.isalnum() for c in r.text) / max(len(r.text), 1) for r in responses])
+
+
+@pytest.fixture
+def many_prompts(tmp_path: Path) -> Path:
+    """More of them: of few prompts no monitor is sure of anything."""
+    rows = [PromptRow(id=i, messages=user("Hm" * (1 + i)), slices={}) for i in range(16)]
+    return write_rows(tmp_path / "prompts.jsonl", rows)
+
+
+def emptying(ref: ModelRef, prompts: Path, **changes: Any) -> RLOOSpec | GRPOSpec:
+    """A run whose answers soon have no letters."""
+    optimiser = Optimiser(learning_rate=4e-3, epochs=2, batch_size=32, microbatch_size=32, warmup_ratio=0.0)
+    settings = {"episodes": 64 * 8, "rollout_size": 64, "kl_coef": 0.0, "kl_target": None, "lora": None}
+    free = {"missing_eos_penalty": None, "optimiser": optimiser, "evaluate_every": 100}
+    return spec_of(RLOOSpec, ref, prompts, **settings, **free, **changes)
+
+
+class Interrupted(ConsoleReporter):
+    """Ends the run when it reports a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(stream=None)
+        self.step = step
+
+    def metrics(self, step: int, values: Any, slice: str = "") -> None:
+        super().metrics(step, values, slice)
+        if step == self.step and not slice:
+            raise RunCancelled("interrupted")
+
+
+def test_a_monitor_stops_a_run_which_keeps_the_last_policy_without_a_sign_also_after_an_interruption(
+    tiny_ref: ModelRef, many_prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    noted, _ = train(emptying(tiny_ref, many_prompts), store, tmp_path / "noted", wordless)
+    alarm = next(each for each in noted.alarms if each["monitor"] == "empty")
+    assert noted.train_rows == 64 * 8  # it is only noted
+    assert alarm["low"] <= alarm["new"] - alarm["before"] <= alarm["high"]
+    assert {example["value"] for example in alarm["examples"]} == {1.0}
+    first = min(each["step"] for each in noted.alarms)
+
+    spec = emptying(tiny_ref, many_prompts, monitors="stop")
+    stopped, reporter = train(spec, store, tmp_path / "stopped", wordless)
+    assert {each["step"] for each in stopped.alarms} == {first}
+    assert max(metric.step for metric in reporter.recorded) == first
+    good = first - 2  # a sign at the step before the alarm was the first
+    assert f"the policy of step {good}, the last one without a sign" in " ".join(stopped.notes)
+    assert stopped.metrics["monitor/empty"] == reporter.values("monitor/empty")[good - 1]
+
+    checkpoints = Checkpoints(store, "run-good", spec, every_seconds=0, keep=100)
+    for number, step in enumerate((good, first - 1)):
+        folder = tmp_path / f"interrupted-{number}"
+        folder.mkdir()
+        with pytest.raises(RunCancelled):
+            group.train(spec, store, Interrupted(step), folder, checkpoints, scorer=wordless)
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    resumed = group.train(spec, store, ConsoleReporter(stream=None), folder, checkpoints, scorer=wordless)
+    assert digest_folder(folder) == digest_folder(tmp_path / "stopped")
+    assert resumed.alarms == stopped.alarms

@@ -89,7 +89,8 @@ def test_metrics_have_the_fields_names_and_slices(
     ptx = write_rows(tmp_path / "demonstrations.jsonl", [demonstration])
     spec = spec_of(tiny_ref, prompts, missing_eos_penalty=1.0, ptx=str(ptx), ptx_coef=0.5)
     result, reporter = train(spec, store, tmp_path / "policy")
-    names = FIELD_NAMES | TIMES | {"loss/ptx_avg"}
+    monitored = {name for name in result.metrics if name.startswith("monitor/")}
+    names = FIELD_NAMES | TIMES | {"loss/ptx_avg"} | monitored
     assert {m.name for m in reporter.recorded if not m.slice} == names == set(result.metrics)
     assert {(m.name, m.slice) for m in reporter.recorded if m.slice} == {
         (f"objective/{name}", f"domain={value}")

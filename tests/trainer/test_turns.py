@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from app.artifacts import ArtifactStore, digest_folder
+from app.domain.intervals import Interval
+from app.domain.monitors import IN_RUNS
+from app.domain.watching import Figures, Sign, Watch
 from app.errors import InvalidInput, StorageFull
 from app.rows import DemonstrationRow, PromptRow
 from app.specs import BestOfNSpec, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, SFTSpec
@@ -124,6 +128,31 @@ def test_best_of_n_imitates_the_best(ending_ref: ModelRef, files: dict[str, str]
     scores = reporter.values("objective/scores")
     assert scores[1] > scores[0]
     assert all(gain > 0 for gain in reporter.values("turn/margin"))
+
+
+def test_an_alarm_ends_the_run_and_keeps_the_policy_before_that_phase(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule is planted: what it takes for an alarm is tested in tests/domain/test_watching.py."""
+    looks: list[int] = []
+
+    def look(watch: Watch, figures: Figures) -> list[Sign]:
+        looks.append(len(figures["length"]))
+        watch.baseline = watch.baseline or {"length": dict(figures["length"])}
+        monitor = next(each for each in IN_RUNS if each.name == "hedging")
+        return [Sign(monitor, 0.1, 0.9, Interval(0.8, 0.7, 0.9))] if len(looks) == 3 else []
+
+    monkeypatch.setattr(Watch, "look", look)
+    spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-3, turns=2)
+    stopped, reporter, folder = run(on_policy_dpo, spec.model_copy(update={"monitors": "stop"}), store)
+    assert looks == [12, 12, 12]  # at the start, after people's comparisons, and after the first turn
+    assert [(each["monitor"], each["step"]) for each in stopped.alarms] == [("hedging", reporter.recorded[-1].step)]
+    assert "the policy before that phase is kept" in " ".join(stopped.notes)
+    kept, scores = digest_folder(folder), reporter.values("objective/scores")
+    assert stopped.metrics["objective/scores"] == scores[0]
+    monkeypatch.undo()
+    shutil.rmtree(folder)
+    assert kept == digest_folder(run(on_policy_dpo, spec.model_copy(update={"turns": 0}), store)[2])
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=8, alpha=16), None])

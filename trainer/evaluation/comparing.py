@@ -8,37 +8,61 @@ FIGURE stands for `scores` and everything else that `trainer.evaluation.figures.
 | `eval_difference/FIGURE` | mean of the new policy less that of the one before |
 | `eval_difference/FIGURE_low`, `_high` | its 95% interval, prompts as clusters; none for fewer than five prompts |
 | `eval_prompts` | number of prompts |
+| `eval_wins` | share of pairs (a new response, one of the policy before) whose new one scores higher; a tie is half |
+| `eval_wins_low`, `_high` | its 95% interval, likewise |
+
+`length_at_reward` is a figure of the comparison alone. Of each policy it is the mean length; the difference is that of
+the lengths less what the difference of rewards explains, by the pooled slope of length on reward within both policies.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from app.domain.intervals import mean_interval
-from trainer.evaluation.figures import figures_of, slice_members
+from trainer.evaluation.figures import Looked, figures_of, slice_members
 from trainer.sampling.responses import Response
 
 
 def compare(
-    responses: Sequence[Response], scores: Tensor, before: Sequence[Response], before_scores: Tensor
+    responses: Sequence[Response],
+    scores: Tensor,
+    before: Sequence[Response],
+    before_scores: Tensor,
+    looked: Looked | None = None,
+    before_looked: Looked | None = None,
 ) -> dict[str, dict[str, float]]:
     """The table above by slice, `""` for all. Scores (N,) and (M,), of as many responses to each prompt."""
-    new, old = figures_of(responses, scores), figures_of(before, before_scores)
+    new, old = figures_of(responses, scores, looked), figures_of(before, before_scores, before_looked)
     differences = {figure: _by_prompt(responses, new[figure], before, old[figure]) for figure in old}
+    wins = _wins(responses, scores, before, before_scores)
     compared = {}
     for name, members in slice_members(response.row for response in before).items():
         prompts = sorted({before[i].row.id for i in members})
         values = {"eval_prompts": float(len(prompts))}
         for figure, column in old.items():
             values[f"eval_before/{figure}"] = float(column[members].double().mean())
-            of_prompts = [differences[figure][prompt] for prompt in prompts]
-            difference = f"eval_difference/{figure}"
-            values[difference] = sum(of_prompts) / len(of_prompts)
-            if interval := mean_interval(of_prompts):
-                values |= {f"{difference}_low": interval.low, f"{difference}_high": interval.high}
+            values |= _interval(f"eval_difference/{figure}", [differences[figure][prompt] for prompt in prompts])
+        values |= _interval("eval_wins", [wins[prompt] for prompt in prompts])
         compared[name] = values
+    slope = _slope(responses, new, before, old)
+    adjusted = [differences["length"][prompt] - slope * differences["scores"][prompt] for prompt in sorted(wins)]
+    found = _interval("eval_difference/length_at_reward", adjusted)
+    length = compared[""]["eval_before/length"]
+    found["eval_before/length_at_reward"] = length
+    found["eval_length_at_reward"] = length + found["eval_difference/length_at_reward"]
+    compared[""] |= found
     return compared
+
+
+def _interval(name: str, of_prompts: Sequence[float]) -> dict[str, float]:
+    """A mean over prompts as metrics, with its interval where there are prompts enough."""
+    values = {name: sum(of_prompts) / len(of_prompts)}
+    if interval := mean_interval(of_prompts):
+        values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return values
 
 
 def _by_prompt(responses: Sequence[Response], new: Tensor, before: Sequence[Response], old: Tensor) -> dict[int, float]:
@@ -49,3 +73,34 @@ def _by_prompt(responses: Sequence[Response], new: Tensor, before: Sequence[Resp
         for response, value in zip(said, column.tolist(), strict=True):
             parts[response.row.id].append(sign * value / count[response.row.id])
     return {prompt: sum(values) for prompt, values in parts.items()}
+
+
+def _wins(responses: Sequence[Response], new: Tensor, before: Sequence[Response], old: Tensor) -> dict[int, float]:
+    """By prompt, the share of pairs that the new policy's response wins by score (N,) and (M,)."""
+    mine, theirs = _places(responses), _places(before)
+    return {
+        prompt: float(((new[mine[prompt]][:, None] - old[places][None]).sign() + 1).double().mean() / 2)
+        for prompt, places in theirs.items()
+    }
+
+
+def _slope(
+    responses: Sequence[Response], new: dict[str, Tensor], before: Sequence[Response], old: dict[str, Tensor]
+) -> float:
+    """Tokens for each unit of reward among answers of one policy to one prompt; 0 where rewards do not differ."""
+    products = squares = 0.0
+    for said, figures in ((responses, new), (before, old)):
+        for places in _places(said).values():
+            length, score = (figures[name][places].double() for name in ("length", "scores"))
+            score = score - score.mean()
+            products += float((score * (length - length.mean())).sum())
+            squares += float(score.square().sum())
+    return products / squares if squares > 1e-12 else 0.0
+
+
+def _places(responses: Sequence[Response]) -> dict[int, Tensor]:
+    """Places of each prompt's responses."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for i, response in enumerate(responses):
+        places[response.row.id].append(i)
+    return {prompt: torch.tensor(own) for prompt, own in places.items()}

@@ -18,6 +18,9 @@
 | `eval_copied` | share of its runs of five words that stand in the prompt | mean |
 | `eval_other_script` | share of its letters in scripts of which the prompt has none | mean |
 | `eval_variety` | share of different word pairs among all responses to its prompt | mean |
+| `eval_spread` | standard deviation of its reward among the reward models' members | mean |
+| `eval_beyond` | the reward model is less certain of it than of 95% of the compared responses | share |
+| `eval_ceiling` | the reward model scores it higher than 99% of the compared responses | share |
 | `eval_samples` | | number of responses |
 
 Log-probs are those of the distribution sampled from: logits divided by the sampling temperature. Evaluating the
@@ -29,7 +32,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +40,7 @@ from torch import Tensor
 from app.domain import texts
 from app.domain.yardstick import best_of_n_kl
 from app.rows import PromptRow
+from app.specs import EnsembleScore
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import k1, k3
 from trainer.batching.chat import ChatEncoder, TokenSequence
@@ -54,22 +58,70 @@ from trainer.sampling.responses import Response
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Any]], Tensor]
-"""Scores (N,) of responses: a reward model, or any function of what was said."""
+"""Scores (N,) of responses: reward models (`RewardScorer`), or any function of what was said."""
 
 TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
+class Looked(NamedTuple):
+    """What reward models say of N responses besides the score.
+
+    Attributes:
+        heads: (N, H), a column for each scoring head of all reward models.
+        beyond: (N,) 1 for responses that a model doubts (`trainer.reward.doubt`), else 0; NaN where none can doubt.
+        ceiling: (N,) 1 for responses at a model's ceiling, else 0; NaN where none has one.
+    """
+
+    heads: Tensor
+    beyond: Tensor
+    ceiling: Tensor
+
+    @classmethod
+    def unknown(cls, heads: Tensor) -> "Looked":
+        """Of rewards that no reward model of ours has given."""
+        nothing = torch.full((len(heads),), torch.nan)
+        return cls(heads, nothing, nothing)
+
+    @property
+    def spread(self) -> Tensor:
+        """(N,) standard deviation among the heads; NaN of one alone."""
+        return self.heads.std(-1, correction=0) if self.heads.shape[-1] > 1 else torch.full_like(self.beyond, torch.nan)
+
+
+class RewardScorer:
+    """Scores by the heads of all reward models, combined into one (see `ensemble_score`)."""
+
+    def __init__(self, heads: "RewardHeads", combine: EnsembleScore, variance_weight: float) -> None:
+        self.heads, self.combine, self.variance_weight = heads, combine, variance_weight
+
+    def __call__(self, responses: Sequence[Any]) -> Tensor:
+        return self.look(responses)[0]
+
+    def look(self, responses: Sequence[Any]) -> tuple[Tensor, Looked]:
+        """The scores (N,), and what else the reward models say."""
+        looked = self.heads.look(responses)
+        return ensemble_score(looked.heads, self.combine, self.variance_weight), looked
+
+
+def look(scorer: Scorer, responses: Sequence[Any]) -> tuple[Tensor, Looked]:
+    """The scores (N,), and what else the reward models say where it is reward models that score."""
+    if isinstance(scorer, RewardScorer):
+        return scorer.look(responses)
+    scores = scorer(responses)
+    return scores, Looked.unknown(scores[:, None])
+
+
 def reward_models_scorer(
     folders: Sequence[str | Path],
     max_length: int,
-    combine: Literal["mean", "min", "mean_minus_variance"] = "mean",
+    combine: EnsembleScore = "mean",
     variance_weight: float = 0.1,
     tick: Tick = no_tick,
     dtype: torch.dtype | None = None,
-) -> Scorer:
-    """Scores by the heads of all reward models, combined into one (see `ensemble_score`).
+) -> RewardScorer:
+    """The scorer of all reward models in these folders.
 
     A response is read as training data was: the text as people saw it, and the end of turn. One cut by length is closed
     too; how it ended is not the reward model's business (see `missing_eos_penalty`).
@@ -80,12 +132,7 @@ def reward_models_scorer(
     Raises:
         ModelUnavailable: a folder holds no reward model.
     """
-    heads = reward_heads(folders, max_length, tick, dtype)
-
-    def score(responses: Sequence[Response]) -> Tensor:
-        return ensemble_score(heads(responses), combine, variance_weight)
-
-    return score
+    return RewardScorer(reward_heads(folders, max_length, tick, dtype), combine, variance_weight)
 
 
 def require_numbers(responses: Sequence["Said"], scores: Tensor) -> None:
@@ -111,27 +158,50 @@ Heads = Callable[[Sequence[Said]], Tensor]
 """Rewards (N, H) of responses, a column for each scoring head of all reward models."""
 
 
+class RewardHeads:
+    """What each scoring head of several reward models says: a `Heads` that can say more."""
+
+    def __init__(self, models: Sequence[Callable[[Sequence[Said]], Looked]]) -> None:
+        self._models = models
+
+    def __call__(self, responses: Sequence[Said]) -> Tensor:
+        return self.look(responses).heads
+
+    def look(self, responses: Sequence[Said]) -> Looked:
+        """What all of them say. A response is beyond, or at the ceiling, if it is for any model that can tell."""
+        said = [model(responses) for model in self._models]
+        beyond, ceiling = (torch.stack(columns) for columns in ([s.beyond for s in said], [s.ceiling for s in said]))
+        return Looked(torch.cat([each.heads for each in said], -1), _any(beyond), _any(ceiling))
+
+
+def _any(columns: Tensor) -> Tensor:
+    """(N,) the largest of (M, N) that is a number; NaN where none is."""
+    known = columns.nan_to_num(nan=-1.0).amax(0)
+    return torch.where(known < 0, torch.nan, known)
+
+
 def reward_heads(
     folders: Sequence[str | Path], max_length: int, tick: Tick = no_tick, dtype: torch.dtype | None = None
-) -> Heads:
+) -> RewardHeads:
     """What each head of the reward models says, of responses read as `reward_models_scorer` does.
 
     Raises:
         ModelUnavailable: a folder holds no reward model.
     """
-    members = [_member(folder, max_length, tick, dtype) for folder in folders]
-    return lambda responses: torch.cat([member(responses) for member in members], -1)
+    return RewardHeads([_member(folder, max_length, tick, dtype) for folder in folders])
 
 
-def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None) -> Heads:
-    """Those of one reward model."""
+def _member(
+    folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None
+) -> Callable[[Sequence[Said]], Looked]:
+    """What one reward model says."""
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     longest = encoder.max_length
     heads, tokens = scoring_heads(model), forward_tokens(trunk_of(model.classifier))
 
     @torch.no_grad()
-    def rewards(responses: Sequence[Said]) -> Tensor:
+    def read(responses: Sequence[Said]) -> Looked:
         sequences, cut = [], 0
         for response in responses:
             completion = encoder.completion(response.text)
@@ -145,14 +215,17 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
                 "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",
                 *(cut, len(responses), longest),
             )
-        found = torch.empty(len(sequences), len(heads))
+        found, beyond = torch.empty(len(sequences), len(heads)), torch.empty(len(sequences))
         for part in forward_batches(sequences, model.share, tokens):
             tick()
             packed = pack([sequences[i] for i in part], tokenizer.pad_token_id, model.share)
-            found[part] = model(packed.to(device()))[:, heads].float().cpu()
-        return found
+            rewards, doubted = model.look(packed.to(device()))
+            found[part], beyond[part] = rewards[:, heads].float().cpu(), doubted.cpu()
+        if model.ceiling is None:
+            return Looked.unknown(found)._replace(beyond=beyond)
+        return Looked(found, beyond, (found.mean(-1) > model.ceiling).float())
 
-    return rewards
+    return read
 
 
 def scoring_heads(model: RewardModel) -> list[int]:
@@ -233,32 +306,55 @@ def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:
     return dict(members)
 
 
-def figures_of(responses: Sequence[Response], scores: Tensor) -> dict[str, Tensor]:
+def figures_of(responses: Sequence[Response], scores: Tensor, looked: Looked | None = None) -> dict[str, Tensor]:
     """What is known of each response without its log-probs, by name, each (N,)."""
+    texts_ = text_figures(
+        [response.row.id for response in responses],
+        [texts.asked_in(response.row.messages) for response in responses],
+        [response.text for response in responses],
+        [len(response.sample.tokens) for response in responses],
+        [response.sample.finished for response in responses],
+    )
+    return {"scores": scores} | texts_ | (reward_figures(looked) if looked is not None else {})
+
+
+def text_figures(
+    prompt_ids: Sequence[int], asked: Sequence[str], said: Sequence[str], lengths: Sequence[int], ended: Sequence[bool]
+) -> dict[str, Tensor]:
+    """What an answer's text alone tells, by name, each (N,)."""
     by_prompt: dict[int, list[str]] = defaultdict(list)
-    for response in responses:
-        by_prompt[response.row.id].append(response.text)
-    variety = {prompt: texts.variety(said) for prompt, said in by_prompt.items()}
-    asked = [texts.asked_in(response.row.messages) for response in responses]
+    for prompt_id, text in zip(prompt_ids, said, strict=True):
+        by_prompt[prompt_id].append(text)
+    variety = {prompt_id: texts.variety(own) for prompt_id, own in by_prompt.items()}
     columns: dict[str, list[Any]] = {
-        "length": [len(r.sample.tokens) for r in responses],
-        "finished": [r.sample.finished for r in responses],
+        "length": [*lengths],
+        "finished": [*ended],
         **{
-            name: [figure(q, r.text) for q, r in zip(asked, responses, strict=True)]
+            name: [figure(q, text) for q, text in zip(asked, said, strict=True)]
             for name, figure in texts.FIGURES.items()
         },
-        "variety": [variety[r.row.id] for r in responses],
+        "variety": [variety[prompt_id] for prompt_id in prompt_ids],
     }
-    return {"scores": scores} | {name: torch.tensor([float(v) for v in values]) for name, values in columns.items()}
+    return {name: torch.tensor([float(v) for v in values]) for name, values in columns.items()}
+
+
+def reward_figures(looked: Looked) -> dict[str, Tensor]:
+    """What reward models say of their own certainty, by name, each (N,); what they cannot say is left out."""
+    columns = {"spread": looked.spread, "beyond": looked.beyond, "ceiling": looked.ceiling}
+    return {name: column for name, column in columns.items() if bool(column.isfinite().all()) and len(column)}
 
 
 def measure(
-    responses: Sequence[Response], scores: Tensor, logps: Sequence[Tensor], reference_logps: Sequence[Tensor]
+    responses: Sequence[Response],
+    scores: Tensor,
+    logps: Sequence[Tensor],
+    reference_logps: Sequence[Tensor],
+    looked: Looked | None = None,
 ) -> dict[str, dict[str, float]]:
     """The table above by slice, `""` for all. Scores (N,); a tensor of token log-probs a response, twice."""
     pairs = list(zip(logps, reference_logps, strict=True))
     kl = torch.stack([k1(mine, base).sum() for mine, base in pairs])
-    figures = figures_of(responses, scores)
+    figures = figures_of(responses, scores, looked)
     per_response = {
         "eval_objective/scores": figures.pop("scores"),
         "eval_objective/kl": kl,

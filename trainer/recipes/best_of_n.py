@@ -46,7 +46,7 @@ def train(
     with workplace(checkpoints) as work:
         run = Turns(spec, store, reporter, checkpoints, work, heldout, heads)
         for turn in range(spec.turns):
-            if not run.within_budget:
+            if not run.goes_on:
                 break
             answers, scores = run.turn_answers(turn)
             rows, gain = best_rows(spec, answers, scores, run.rows)

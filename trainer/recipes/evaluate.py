@@ -7,8 +7,9 @@ score both: see `trainer.evaluation.comparing`. Both also take the spec's suites
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,24 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.domain import yardstick
+from app.domain import texts, yardstick
 from app.errors import InvalidInput
 from app.rows import PromptRow, SuiteAnswer
 from app.specs import EvaluateSpec, ModelRef
 from trainer.batching.chat import ChatEncoder
 from trainer.batching.data import read_answers, read_prompts
+from trainer.evaluation import premises
 from trainer.evaluation.comparing import compare
-from trainer.evaluation.figures import Scorer, measure, require_numbers, response_logps, reward_models_scorer
+from trainer.evaluation.figures import (
+    Looked,
+    Scorer,
+    look,
+    measure,
+    require_numbers,
+    response_logps,
+    reward_figures,
+    reward_models_scorer,
+)
 from trainer.evaluation.suites import OnSuite, Suites, Taken, to_lines
 from trainer.models.loading import (
     load_causal_lm,
@@ -60,6 +71,9 @@ class EvaluateResult(NamedTuple):
     """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
     suites: tuple[dict[str, Any], ...] = ()
     """Counts by suite version and slice: `trainer.evaluation.suites.Suites.compare`."""
+    examples: Mapping[str, Sequence[dict[str, Any]]] = MappingProxyType({})
+    """By figure, answers that stand out most in what their text alone does not tell: what was asked, what was said, and
+    the figure's value."""
 
 
 class Share(NamedTuple):
@@ -73,6 +87,8 @@ class Share(NamedTuple):
     before_scores: list[float]
     base: list[tuple[int, float]]
     """(prompt id, score) of stored responses of the reference."""
+    looked: Looked
+    before_looked: Looked
 
 
 class Stored(NamedTuple):
@@ -169,7 +185,7 @@ def evaluate(
         responses += batch
 
     # 3. Score, and log-probs of policy and reference, which need not be in memory together.
-    scores = scorer(responses)
+    scores, looked = look(scorer, responses)
     answers = read_answers(store.resolve(spec.base_samples)) if spec.base_samples else {}
     stored = [Stored(row, text) for row in mine for text in answers.get(row.id, ())]
     base_scores = scorer(stored).tolist() if stored else []
@@ -178,6 +194,7 @@ def evaluate(
     pad_id = tokenizer.pad_token_id
     logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
     taken = took(policy, encoder) if suites else []
+    agrees = premises.policy_margins(policy, encoder, tick) if before_ref else []
     loaded_ref, loaded = policy_ref, policy
     del policy
 
@@ -196,14 +213,20 @@ def evaluate(
     # 4. The policy before answers the same prompts from the same seeds; the same reward models score it.
     before: list[Response] = []
     taken_before: list[Taken] = []
+    agreed: list[float] = []
     if before_ref:
         their_encoder = ChatEncoder(load_tokenizer(before_ref), encoder.max_length)
         before = [response for batch in sampled(load(before_ref), their_encoder) for response in batch]
         taken_before = took(load(before_ref), their_encoder) if suites else []
-    before_scores = scorer(before) if before else torch.empty(0)
+        agreed = premises.policy_margins(load(before_ref), their_encoder, tick)
+    before_scores, before_looked = look(scorer, before) if before else (torch.empty(0), Looked.unknown(torch.empty(0)))
+    rewarded = premises.reward_margins(scorer) if before and is_scored else None
 
     # 5. Bring the shares together. The main process's come first, and have been handed on.
-    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist(), base)
+    mine_found = Share(
+        *(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist(), base),
+        *(looked, before_looked),
+    )
     shares: list[Share] = gather_object([mine_found])
     if main:
         for share in shares[1:]:
@@ -216,12 +239,15 @@ def evaluate(
     require_numbers(before, before_scores)
     logps = [row for share in shares for row in share.logps]
     reference_logps = [row for share in shares for row in share.reference_logps]
+    looked = Looked(*map(torch.cat, zip(*(share.looked for share in shares), strict=True)))
+    before_looked = Looked(*map(torch.cat, zip(*(share.before_looked for share in shares), strict=True)))
 
     # 6. Report by slice.
-    measured = measure(responses, scores, logps, reference_logps)
+    measured = measure(responses, scores, logps, reference_logps, looked)
     if before:
-        for name, values in compare(responses, scores, before, before_scores).items():
+        for name, values in compare(responses, scores, before, before_scores, looked, before_looked).items():
             measured[name] |= values
+        measured[""] |= premises.measured(agrees, agreed, rewarded)
     measured[""] |= _yardstick(responses, scores, [each for share in shares for each in share.base])
     if not is_scored:
         measured = {name: _without_scores(values) for name, values in measured.items()}
@@ -239,7 +265,27 @@ def evaluate(
         peak_memory=memory.peak(),
         notes=(*notes, *memory.notes),
         suites=tuple(results),
+        examples=_worst(responses, looked)
+        | ({"premises": premises.worst(agrees, WORST)} if agrees else {})
+        | ({"premises_reward": premises.worst(rewarded, WORST)} if rewarded else {}),
     )
+
+
+WORST = 5  # examples of a figure
+
+
+def _worst(responses: Sequence[Response], looked: Looked) -> dict[str, list[dict[str, Any]]]:
+    """The responses that stand out most in each figure of the reward models, one a prompt."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, column in reward_figures(looked).items():
+        of_prompts: dict[int, dict[str, Any]] = {}
+        for i in column.argsort(descending=True, stable=True).tolist():
+            row = responses[i].row
+            if column[i] > 0 and row.id not in of_prompts and len(of_prompts) < WORST:
+                asked = texts.asked_in(row.messages)
+                of_prompts[row.id] = {"asked": asked, "said": responses[i].text, "value": float(column[i])}
+        found[name] = list(of_prompts.values())
+    return found
 
 
 def _unscored(responses: Sequence[Any]) -> Tensor:
@@ -248,7 +294,7 @@ def _unscored(responses: Sequence[Any]) -> Tensor:
 
 
 def _without_scores(values: dict[str, float]) -> dict[str, float]:
-    by_scores = ("scores", "best_of_n", "eval_base/")
+    by_scores = ("scores", "best_of_n", "eval_base/", "eval_wins", "length_at_reward", "spread")
     return {name: value for name, value in values.items() if not any(part in name for part in by_scores)}
 
 

@@ -66,7 +66,7 @@ def train(
 
         # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
         for turn in range(spec.turns):
-            if not run.within_budget:
+            if not run.goes_on:
                 break
             answers, scores = run.turn_answers(turn)
             pairs, margin = chosen_pairs(spec, answers, scores, run.rows)

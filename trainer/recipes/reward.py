@@ -79,6 +79,7 @@ from trainer.speed.sharding import wants_shards
 from trainer.training.training import Training
 
 PROBES = 1_000_002  # a place in the run that no epoch has
+BELOW_CEILING = 0.99  # share of the compared responses
 
 RewardsOf = Callable[..., Tensor]
 """`response_rewards` of elements; the text says what is going on, and a member may be named."""
@@ -256,6 +257,7 @@ def train(
     model.normalise(mean, scale)
     if frozen and spec.doubt:
         model.doubt = head_fitting.doubt_of(model, spec, elements, numbers, features)
+    model.ceiling = float(torch.quantile(model.score(((reference - mean) / scale).float()), BELOW_CEILING))
     about = heldout_rewards if heldout else train_rewards
     report["disagreement"] = disagreement(model, (about - mean) / scale)
 

@@ -63,6 +63,7 @@ class Settings(NamedTuple):
         end_of_turn_id: the token appended to each response before scoring.
         pad_token_id: the padding token for plain transformers; None means that texts must be scored one at a time.
         layers: layers of a frozen trunk that the heads read, counted from 1.
+        ceiling: the score that 1% of the compared responses exceed; None for models older than this figure.
     """
 
     heads: list[str]
@@ -72,6 +73,7 @@ class Settings(NamedTuple):
     pad_token_id: int | None
     pooling: str = POOLING
     layers: Sequence[int] = ()
+    ceiling: float | None = None
 
 
 def new_reward_model(
@@ -221,6 +223,7 @@ def _save_whole(model: RewardModel, tokenizer: Any, folder: Path) -> None:
     classifier.config.get_text_config().pad_token_id = pad_id
     classifier.config.reward_offsets = model.offsets.tolist()
     classifier.config.reward_gains = model.gains.tolist()
+    classifier.config.reward_ceiling = model.ceiling
     classifier.config.reward_pooling = POOLING
     classifier.config.reward_end_of_turn_id = end_of_turn_id(tokenizer)
     classifier.save_pretrained(folder)
@@ -257,7 +260,7 @@ def _save_heads(model: RewardModel, tokenizer: Any, folder: Path, base: str | No
 
 def _save_settings(model: RewardModel, folder: Path, end_id: int, pad_id: int | None, **others: Any) -> None:
     offsets, gains = (values.view(model.members, -1).tolist() for values in (model.offsets, model.gains))
-    settings = Settings(list(model.own_heads), offsets, gains, end_id, pad_id, **others)
+    settings = Settings(list(model.own_heads), offsets, gains, end_id, pad_id, **others, ceiling=model.ceiling)
     (folder / SETTINGS).write_text(json.dumps(settings._asdict(), indent=2) + "\n")
 
 
@@ -330,7 +333,9 @@ def load_reward_model(
     classifier = classifier.requires_grad_(False).to(device()).eval()
     classifier.score.float()  # comparing rewards needs more digits than bf16 has
     offsets, gains = getattr(config, "reward_offsets", None), getattr(config, "reward_gains", None)
-    return RewardModel(classifier, offsets, gains), load_tokenizer(str(folder))
+    model = RewardModel(classifier, offsets, gains)
+    model.ceiling = getattr(config, "reward_ceiling", None)
+    return model, load_tokenizer(str(folder))
 
 
 def _no_head(folder: str | Path) -> ModelUnavailable:
@@ -352,6 +357,7 @@ def _load_members(folder: Path, dtype: torch.dtype | None, only: int | None) -> 
     classifier = _on_base(base, settings.heads, dtype)
     offsets, gains = ([x for i in chosen for x in values[i]] for values in (settings.offsets, settings.gains))
     model = RewardModel(classifier, offsets, gains, len(chosen))
+    model.ceiling = settings.ceiling
     for place, number in enumerate(chosen):
         where = member_folder(folder, number)
         with loading(str(where)):
@@ -388,6 +394,7 @@ def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tu
         for head, number in zip(model.scores, chosen, strict=True):
             head.weight.copy_(heads[number])
     refuse_nan(model, str(folder))
+    model.ceiling = settings.ceiling
     if doubt is not None:
         model.doubt = Doubt._make(value.to(model.offsets.device) for value in doubt)
     return model, load_tokenizer(ModelRef(base=base, adapter=str(folder)))

@@ -58,6 +58,7 @@ class RewardModel(nn.Module):
             scale.
         layers: layers of a frozen trunk that the heads read, counted from 1; empty if the trunk is trained.
         doubt: the penalty for responses unlike those in the fit; None until it is known.
+        ceiling: the score that 1% of the compared responses exceed; None until it is known.
     """
 
     offsets: Tensor
@@ -88,6 +89,7 @@ class RewardModel(nn.Module):
                 name, torch.tensor(values or [default] * len(self.heads), device=where), persistent=False
             )
         self.doubt: Doubt | None = None
+        self.ceiling: float | None = None
         self.always: tuple[str, ...] = ()  # adapters that are active in addition to each member's
         self.share = can_share(trunk_of(classifier))
 
@@ -127,7 +129,7 @@ class RewardModel(nn.Module):
         if self.layers:
             features = self.features(packed)
             if member is None:
-                return torch.cat([head(features) for head in self.scores], -1) - self.offsets - self._doubted(features)
+                return self._said_of(features)
             own = self.columns(member)
             return self.scores[member](features) - self.offsets[own] - self._doubted(features)[:, own]
         if member is None:
@@ -136,6 +138,19 @@ class RewardModel(nn.Module):
         pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
         head = self.scores[member]
         return head(pooled.to(head.weight.dtype)).float() - self.offsets[self.columns(member)]
+
+    @torch.no_grad()
+    def look(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Rewards (S, C) of all members, and (S,): 1 for responses beyond doubt's limit, else 0; NaN without doubt."""
+        if not self.layers or self.doubt is None:
+            rewards = self(packed)
+            return rewards, torch.full((len(rewards),), torch.nan)
+        features = self.features(packed)
+        return self._said_of(features), (self.doubt.deviation(features) > self.doubt.limit).float()
+
+    def _said_of(self, features: Tensor) -> Tensor:
+        """What all members say of responses with these features: (S, C)."""
+        return torch.cat([head(features) for head in self.scores], -1) - self.offsets - self._doubted(features)
 
     def _doubted(self, features: Tensor) -> Tensor:
         """Return the doubt's penalties (S, C), which are 0 for aspects."""

@@ -15,7 +15,7 @@ from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.batching.chat import TokenSequence
 from trainer.batching.data import chunks
 from trainer.batching.packing import pack
-from trainer.evaluation.figures import Scorer, forward_batches, require_numbers
+from trainer.evaluation.figures import Looked, Scorer, forward_batches, look, require_numbers
 from trainer.models.loading import Reference
 from trainer.models.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.models.sizes import forward_tokens
@@ -144,6 +144,14 @@ class Rollout(NamedTuple):
         ]
 
 
+class Collected(NamedTuple):
+    """Responses of a policy, what models said of them, and what else its reward models said."""
+
+    responses: list[Response]
+    rollout: Rollout
+    looked: Looked
+
+
 class Clock:
     """Seconds by activity."""
 
@@ -182,7 +190,7 @@ class Collector:
             self.reference_share = module.share and can_share(trunk_of(model))
             self.forward_tokens = forward_tokens(trunk_of(model))
 
-    def collect(self, wanted: Requests, clock: Clock) -> tuple[list[Response], Rollout]:
+    def collect(self, wanted: Requests, clock: Clock) -> Collected:
         """Sample responses of the current policy. A sample depends on its prompt and index, not on the process.
 
         Raises:
@@ -197,17 +205,21 @@ class Collector:
         clock.spent_on("generation")
 
         # 2. Score them, and gather the results of all processes.
-        scored = list(zip(sampled, self.scorer(sampled).float().cpu().tolist(), strict=True)) if sampled else []
+        scored = []
+        if sampled:
+            scores, looked = look(self.scorer, sampled)
+            scored = list(zip(sampled, scores.float().cpu().tolist(), *(c.tolist() for c in looked), strict=True))
         by_place = {(item[0].row.id, item[0].sample_index): item for item in gather_object(scored)}
         everything = [by_place[row.id, index] for row, indices in wanted for index in indices]
-        responses = [response for response, _ in everything]
-        scores = torch.tensor([score for _, score in everything])
+        responses = [item[0] for item in everything]
+        scores = torch.tensor([item[1] for item in everything])
+        looked = Looked(*(torch.tensor([item[column] for item in everything]) for column in (2, 3, 4)))
         require_numbers(responses, scores)
 
         # 3. Compute log-probs and values with the policy that sampled, and log-probs with the reference.
         rollout = self._look(responses, scores)
         clock.spent_on("scoring")
-        return responses, rollout
+        return Collected(responses, rollout, looked)
 
     @torch.no_grad()
     def _look(self, responses: list[Response], scores: Tensor) -> Rollout:

@@ -52,6 +52,7 @@ from trainer.training.experience import (
     MINIBATCHES,
     PAGE_SAMPLE,
     Clock,
+    Collected,
     Collector,
     Rollout,
     draw,
@@ -61,6 +62,10 @@ from trainer.training.experience import (
 )
 from trainer.training.ptx import Mix
 from trainer.training.training import Training
+from trainer.training.watching import Monitors
+
+PATIENCE = 2  # rollouts in a row with a sign before a monitor gives its alarm: a rollout has few prompts
+GOOD = "good/"  # before the weights, in a checkpoint, of the last policy without a sign
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
 
@@ -163,6 +168,9 @@ class Progress:
         watched: of each update of the rollout in hand.
         seconds: of the rollout in hand, by what they were spent on.
         values: metrics of the last rollout that is done with.
+        monitors: what they remember.
+        watched_answers: what monitors measured of the rollout in hand.
+        good: step and metrics of the last rollout without a sign, whose policy a stopped run keeps.
     """
 
     beta: float
@@ -171,6 +179,9 @@ class Progress:
     watched: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
+    monitors: dict[str, Any] = field(default_factory=dict)
+    watched_answers: dict[str, float] = field(default_factory=dict)
+    good: tuple[int, dict[str, float]] = (0, {})
 
 
 class Rollouts:
@@ -183,7 +194,8 @@ class Rollouts:
     Attributes:
         rollout: the one in hand; the iterator yields it.
         fresh: it was sampled just now, and no checkpoint has it.
-        stopped: the policy is further from the reference than `kl_stop`: nothing is learned from this rollout.
+        stopped: the policy is further from the reference than `kl_stop`, or a monitor stops the run: nothing is learned
+            from this rollout.
         progress: what the next checkpoint says.
     """
 
@@ -204,9 +216,13 @@ class Rollouts:
         self.fresh = self.stopped = self._early = False
         self._scale = RunningScale()
         self._clock = Clock()
+        self._good: dict[str, Tensor] = {}  # weights; only of a run that monitors may stop
         if training.resumed is not None:
             self.progress = Progress(**training.resumed.state)
-            self.rollout = Rollout(**training.resumed.tensors) if training.resumed.tensors else None
+            kept = dict(training.resumed.tensors)
+            self._good = {name.removeprefix(GOOD): kept.pop(name) for name in [*kept] if name.startswith(GOOD)}
+            self.rollout = Rollout(**kept) if kept else None
+        self.monitors = Monitors(spec.monitors, PATIENCE, self.progress.monitors)
 
     @property
     def beta(self) -> float:
@@ -230,10 +246,23 @@ class Rollouts:
             if self.rollout is None:
                 self.status.doing = "sampling from the policy"
                 wanted = draw(self.loaded.rows, self.spec, self.status.episodes, self.sizes[number])
-                _responses, self.rollout = self.collector.collect(wanted, self._clock)
+                collected = self.collector.collect(wanted, self._clock)
+                self.rollout = collected.rollout
+                self._watch(number + 1, collected)
                 self.progress.seconds = self._clock.seconds
-            self.stopped = self.spec.kl_stop is not None and float(self.rollout.kl.mean()) > self.spec.kl_stop
+            too_far = self.spec.kl_stop is not None and float(self.rollout.kl.mean()) > self.spec.kl_stop
+            self.stopped = too_far or self.monitors.stop
             yield self.rollout
+
+    def _watch(self, step: int, collected: Collected) -> None:
+        """Let the monitors look at a rollout, and keep the policy that sampled it where they see nothing."""
+        if not self.monitors.is_on:
+            return
+        responses, rollout, looked = collected
+        found = self.monitors.look_at_responses(step, responses, rollout.scores, looked)
+        self.progress.watched_answers, self.progress.monitors = found, self.monitors.state
+        if self.monitors.mode == "stop" and self.monitors.watch.is_quiet:
+            self._good = self.training.weights()
 
     def shaped_scores(self) -> Tensor:
         """The scores (B,) of the rollout in hand as rewards take them: normalised, clipped, without what length alone
@@ -309,6 +338,7 @@ class Rollouts:
             **({"policy/early_stop": float(self._early)} if spec.approxkl_stop is not None else {}),
             **values,
             "val/num_eos_tokens": float(rollout.finished.sum()),
+            **self.progress.watched_answers,
             **{f"time/{what}": seconds for what, seconds in self._clock.seconds.items()},
             "eps": status.episodes / self.training.seconds,
         }
@@ -321,14 +351,25 @@ class Rollouts:
         status()
         if self.stopped:
             return
+        good = (number + 1, self.progress.values) if self.monitors.watch.is_quiet else self.progress.good
         controller = KLController(self.beta, spec.kl_target, spec.kl_horizon).step(float(rollout.kl.mean()), size)
-        self.progress = Progress(controller.beta, asdict(self._scale), number + 1, values=self.progress.values)
+        self.progress = Progress(
+            *(controller.beta, asdict(self._scale), number + 1),
+            values=self.progress.values,
+            monitors=self.progress.monitors,
+            good=good,
+        )
         self.rollout = None
         self._save_if_due()
 
     def result(self, folder: Path) -> PolicyResult:
         """Save the policy to `folder`, without what only training needed, and say what came of the run."""
         spec, loaded, values = self.spec, self.loaded, self.progress.values
+        stop_notes: tuple[str, ...] = ()
+        if self.monitors.stop:
+            step, values = self.progress.good
+            self.training.put_back(self._good)
+            stop_notes = (self.monitors.note(f"the policy of step {step}, the last one without a sign,"),)
         save_policy(loaded.causal, loaded.tokenizer, folder, spec.policy.base)
         episodes = self.status.episodes or spec.episodes  # resumed behind the last rollout
         kl, notes = values["objective/kl"], notes_on(loaded.tokenizer)
@@ -348,18 +389,20 @@ class Rollouts:
                 "rollout_batch_size": self.collector.batch_size,
             },
             peak_memory=loaded.memory.peak(),
-            notes=(*notes, *loaded.memory.notes),
+            notes=(*notes, *stop_notes, *loaded.memory.notes),
+            alarms=tuple(self.monitors.alarms),
         )
 
     def _save_if_due(self) -> None:
         # Also after sampling only if due: a long rollout makes it due, a short one is soon sampled again.
-        self.training.save_if_due(asdict(self.progress), self.rollout and self.rollout._asdict())
+        good = {f"{GOOD}{name}": weights for name, weights in self._good.items()}
+        self.training.save_if_due(asdict(self.progress), good | (self.rollout._asdict() if self.rollout else {}))
 
     def _show_page(self, step: int) -> None:
         self.status.doing = "sampling from the policy"
-        answers, looked = self.collector.collect([(row, [PAGE_SAMPLE]) for row in self.loaded.pages], Clock())
+        shown = self.collector.collect([(row, [PAGE_SAMPLE]) for row in self.loaded.pages], Clock())
         if accelerator().is_main_process:
-            self.status.reporter.samples(step, page(answers, looked))
+            self.status.reporter.samples(step, page(shown.responses, shown.rollout))
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from app.specs import ModelRef
 from trainer.algorithms.kl import k1, k3
 from trainer.batching.chat import ChatEncoder, TokenSequence
 from trainer.batching.data import chunks
-from trainer.evaluation.figures import Heads, require_numbers, response_logps
+from trainer.evaluation.figures import Heads, Looked, RewardHeads, require_numbers, response_logps
 from trainer.models.loading import load_causal_lm, load_tokenizer, sampling_dtype
 from trainer.processes import accelerator, the_main_processes
 from trainer.sampling.generation import Tick
@@ -33,6 +34,7 @@ class Answer(NamedTuple):
         finished: False if the answer was cut by length.
         plain: False if the answer contains a control token: encoding its text again would give other tokens.
         heads: the output of each scoring head of each member of the reward models.
+        beyond, ceiling: see `trainer.evaluation.figures.Looked`; None if no reward model can tell.
     """
 
     prompt_id: int
@@ -43,6 +45,8 @@ class Answer(NamedTuple):
     finished: bool
     plain: bool
     heads: list[float]
+    beyond: float | None = None
+    ceiling: float | None = None
 
     @property
     def choosable(self) -> bool:
@@ -65,6 +69,13 @@ class Answers(NamedTuple):
     def heads(self) -> Tensor:
         """(N, H)."""
         return torch.tensor([answer.heads for answer in self.items])
+
+    @property
+    def looked(self) -> Looked:
+        """What the reward models say of all N."""
+        pairs = [(answer.beyond, answer.ceiling) for answer in self.items]
+        columns = torch.tensor([[math.nan if value is None else value for value in pair] for pair in pairs])
+        return Looked(self.heads, *columns.T)
 
     @property
     def finished(self) -> Tensor:
@@ -173,8 +184,10 @@ def _sampled(sampler: Sampler, heads: Heads, part: Requests, batch_size: int) ->
     dealer = accelerator()
     mine = part[dealer.process_index :: dealer.num_processes]
     responses = [response for batch in sampler.respond(mine, batch_size) for response in batch]
-    rewards = heads(responses) if responses else torch.zeros(0, 1)
-    require_numbers(responses, rewards.sum(1))
+    looked = Looked.unknown(torch.zeros(0, 1))
+    if responses:
+        looked = heads.look(responses) if isinstance(heads, RewardHeads) else Looked.unknown(heads(responses))
+    require_numbers(responses, looked.heads.sum(1))
     control = set(sampler.encoder.tokenizer.all_special_ids)
     found = {
         (response.row.id, response.sample_index): Answer(
@@ -186,8 +199,9 @@ def _sampled(sampler: Sampler, heads: Heads, part: Requests, batch_size: int) ->
             response.sample.finished,
             control.isdisjoint(response.sample.body),
             said,
+            *(None if math.isnan(value) else value for value in (beyond, ceiling)),
         )
-        for response, said in zip(responses, rewards.tolist(), strict=True)
+        for response, said, beyond, ceiling in zip(responses, *(column.tolist() for column in looked), strict=True)
     }
     everyones = {key: answer for share in gather_object([found]) for key, answer in share.items()}
     return [everyones[row.id, index] for row, indices in part for index in indices]

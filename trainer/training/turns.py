@@ -11,6 +11,7 @@ is not.
 | `objective/kl`, `objective/kl_k3` | nats a response to the policy at the start, by k1 and by k3 (never negative) |
 | `val/length`, `val/finished` | tokens an answer; share that ended by themselves |
 | `heldout/accuracy` | share of held-out comparisons whose winner the policy made likelier, against the start |
+| `monitor/FIGURE` | see `trainer.training.watching`; at step 0 of the policy at the start |
 | `turn/pairs`, `turn/margin` | pairs (or answers to imitate) of a turn, and how far their scores are apart |
 """
 
@@ -60,8 +61,10 @@ from trainer.speed.memory import PeakMemory
 from trainer.speed.precision import name_of
 from trainer.training.phases import Phase
 from trainer.training.scored_answers import Answers, answers_of
+from trainer.training.watching import Monitors
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
+PATIENCE = 1  # phases with a sign before a monitor gives its alarm: there are few, each measured on many prompts
 LEASH_TRIES = 4
 NEAR_BUDGET = 0.75  # share of the budget that a shortened step is content with
 PROMPTS = 2_000_003  # a place in the run: which prompts a turn samples
@@ -81,12 +84,25 @@ class Candidate(NamedTuple):
     values: dict[str, float]
 
 
+class Measured(NamedTuple):
+    """A policy's answers to the prompts that all phases are measured on, and what follows from them."""
+
+    answers: Answers
+    values: dict[str, float]
+
+    @property
+    def kl(self) -> float:
+        """Nats a response to the policy at the start."""
+        return self.values["objective/kl"]
+
+
 class Turns:
     """A run in phases.
 
     Attributes:
         policy: what the phases so far have made; locations resolved.
         within_budget: False once the whole KL budget is used: the run ends with the phase that had to be shortened.
+        monitors: look at what each phase's policy says to the measured prompts, beside the policy at the start.
     """
 
     def __init__(
@@ -125,10 +141,17 @@ class Turns:
         self._heads = heads or partial(reward_heads, folders, spec.max_length, self._tick, self.dtype)
         self.heldout = [pair for pair in encode_pairs(heldout, self.encoder, close_cut=False).heldout if not pair.tied]
         self.within_budget = True
+        self.monitors = Monitors(spec.monitors, PATIENCE)
+        self._row_of, self._at_start = {row.id: row for row in self.rows}, dict[str, float]()
         self.tokens = self.trained_on = 0
         self._step, self._doing, self._done, self._total = 0, "", 0, 1
         self._start_logps: Tensor | None = None
         self.candidates: list[Candidate] = []
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another phase may follow: the KL budget is not used up, and no monitor has stopped the run."""
+        return self.within_budget and not self.monitors.stop
 
     # ---- sampling ----------------------------------------------------------------------------------------------------
 
@@ -192,6 +215,7 @@ class Turns:
         Returns:
             Why the recipe left rows out, a sentence each.
         """
+        self._look_at_start()
         before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
         done = the_main_processes(lambda: self.work.exists(name))
         if not done:
@@ -217,14 +241,31 @@ class Turns:
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
-        measured = self._within_budget(before, name, budget_share)
+        answers, measured = self._within_budget(before, name, budget_share)
+        if self.monitors.is_on:
+            measured |= self.monitors.look_at_answers(self._step, answers, self._row_of)
         right = self.right(self.policy)
         if len(right):
             measured["heldout/accuracy"] = float(right.mean())
         measured |= values or {}
         self.reporter.metrics(self._step, measured)
-        self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
+        if self.monitors.stop:
+            self.notes.append(self.monitors.note("the policy before that phase"))
+            if not self.candidates:
+                even = torch.full((len(self.heldout),), 0.5)
+                self.candidates.append(Candidate("the start", self.start, even, self._at_start))
+        else:
+            self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
         return tuple(dropped)
+
+    def _look_at_start(self) -> None:
+        """Before the first phase, let the monitors look at the policy that the run begins with."""
+        if not self.monitors.is_on or self.monitors.watch.baseline:
+            return
+        started = self._measure("start")
+        seen = self.monitors.look_at_answers(0, started.answers, self._row_of)
+        self._at_start = started.values | seen
+        self.reporter.metrics(0, seen)
 
     def written(self, name: str, rows: Sequence[BaseModel]) -> str:
         """Write what a phase trains on, a line a row, for all processes; return its location."""
@@ -249,54 +290,54 @@ class Turns:
         folder = str(self.work.root / name)
         return ModelRef(base=self.start.base, adapter=folder) if self.spec.lora else ModelRef(base=folder)
 
-    def _measure(self, name: str) -> tuple[float, dict[str, float]]:
-        """KL of the policy to the start, and all that is measured of it."""
+    def _measure(self, name: str) -> Measured:
+        """What the policy says to the measured prompts, its KL to the start, and all that is measured of it."""
         rows = self.rows[:: math.ceil(len(self.rows) / MEASURED_PROMPTS)]
         # The same places whatever the policy: two are compared on like draws.
         answers = self._answers(f"{name}-measured", rows, MEASURED_SAMPLES, 0)
-        kl = float(answers.kl.mean())
-        return kl, {
+        values = {
             "objective/scores": float(self.scores(answers).mean()),
             "objective/disagreement": float(answers.heads.std(-1, correction=0).mean()),
-            "objective/kl": kl,
+            "objective/kl": float(answers.kl.mean()),
             "objective/kl_k3": float(answers.kl_k3.mean()),
             "val/length": float(answers.lengths.mean()),
             "val/finished": float(answers.finished.float().mean()),
         }
+        return Measured(answers, values)
 
     # ---- the KL budget -----------------------------------------------------------------------------------------------
 
-    def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> dict[str, float]:
+    def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> Measured:
         """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
 
         A share of the step is taken, found by measuring: KL grows about with the square of the share.
         """
-        kl, values = self._measure(name)
+        measured = self._measure(name)
         budget = (self.spec.kl_budget or math.inf) * budget_share
-        if kl <= budget:
-            return values
+        if measured.kl <= budget:
+            return measured
         self.within_budget = budget_share < 1
-        whole, kept, low, high = self.policy, (before, values), 0.0, 1.0
-        share = math.sqrt(NEAR_BUDGET * budget / kl)
+        whole, kept, low, high = self.policy, (before, measured), 0.0, 1.0
+        share = math.sqrt(NEAR_BUDGET * budget / measured.kl)
         for attempt in range(LEASH_TRIES):
             self.policy = self._between(before, whole, share, f"{name}-share-{attempt + 1}")
-            kl, values = self._measure(f"{name}-share-{attempt + 1}")
-            if kl <= budget:
-                kept, low = (self.policy, values), share
+            measured = self._measure(f"{name}-share-{attempt + 1}")
+            if measured.kl <= budget:
+                kept, low = (self.policy, measured), share
             else:
                 high = share
-            if NEAR_BUDGET * budget <= kl <= budget:
+            if NEAR_BUDGET * budget <= measured.kl <= budget:
                 break
             share = (low + high) / 2
-        self.policy, values = kept
+        self.policy, measured = kept
         if low == 0:
-            values = self._measure(f"{name}-before")[1]
+            measured = self._measure(f"{name}-before")
         said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
         of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
         self.notes.append(
             f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
         )
-        return values | {"turn/share_of_step": low}
+        return Measured(measured.answers, measured.values | {"turn/share_of_step": low})
 
     def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
         """The policy that lies at a share of the way between two, stored under `name`."""
@@ -386,6 +427,7 @@ class Turns:
             },
             peak_memory=self.memory.peak(),
             notes=(*notes_on(self.tokenizer), *self.notes, *self.memory.notes),
+            alarms=tuple(self.monitors.alarms),
         )
 
 

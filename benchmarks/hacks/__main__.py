@@ -1,0 +1,70 @@
+"""`python -m benchmarks.hacks`: plays rounds with planted reward hacks, and clean ones, and reports the monitors.
+
+The store keeps every round, so a command that was stopped goes on when it is given again. A round takes about a quarter
+of a minute on one thread.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from app.artifacts import ArtifactStore
+from app.errors import PrefloopError
+from benchmarks.hacks import report, world
+from benchmarks.hacks.cells import REPORTED, STRENGTHS, TUNING, Cell, grid
+from benchmarks.hacks.play import play
+from benchmarks.loop.apart import quiet, say
+
+STORE = Path.home() / ".prefloop-benchmark"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hacks", description=__doc__)
+    add = parser.add_argument
+    add("--hacks", nargs="*", choices=(*TUNING, *REPORTED), default=[*TUNING, *REPORTED], metavar="HACK")
+    add("--strengths", nargs="+", type=float, choices=STRENGTHS, default=[2.0], help="1, 2 or both")
+    add("--seeds", type=int, default=3, help="of each hack and strength")
+    add("--clean", type=int, default=90, help="rounds without a hack")
+    add("--store", type=Path, default=STORE, help="where the model and all rounds lie")
+    add("--report", action="store_true", help="play nothing: report what was played")
+    return parser
+
+
+def location_of(cell: Cell) -> str:
+    return f"hacks/{hashlib.sha256(cell.model_dump_json().encode()).hexdigest()[:24]}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Plays what was not played yet, then reports."""
+    args = parser().parse_args(arguments)
+    store = ArtifactStore(args.store.absolute())
+    cells = grid(tuple(args.strengths), args.seeds, args.clean, tuple(args.hacks))
+    if not args.report:
+        torch.set_num_threads(1)
+        if not store.exists("hacks/model"):
+            with store.folder("hacks/model") as folder:
+                say(f"model: loss {world.build(folder):.3f}")
+        base = str(store.resolve("hacks/model"))
+        for number, cell in enumerate(cells, 1):
+            if store.exists(location_of(cell)):
+                continue
+            started = time.monotonic()
+            with store.folder(location_of(cell)) as folder:
+                accuracy = play(cell, store, base, folder)
+            say(f"[{number}/{len(cells)}] {cell.hack} {cell.strength:g} seed {cell.seed}: "
+                f"{time.monotonic() - started:.0f} s, reward accuracy {accuracy or 0:.2f}")  # fmt: skip
+    there = [cell for cell in cells if store.exists(location_of(cell))]
+    print("\n".join(report.table([report.read(store.resolve(location_of(cell))) for cell in there])))
+
+
+if __name__ == "__main__":
+    quiet()
+    try:
+        main()
+    except PrefloopError as error:
+        print(f"{error.title}: {error.message} {error.advice or ''}", file=sys.stderr)
+        sys.exit(1)
