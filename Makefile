@@ -11,7 +11,7 @@ PEER := .benchmark/label-studio
 PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 TYPES := $(BIN)/mypy && $(BIN)/lint-imports
 TRAINER_TESTS := tests/trainer tests/acceptance tests/benchmarks
-FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds tests/app/test_every_route.py tests/app/test_deployment.py \
+FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds/test_service.py tests/app/test_every_route.py tests/app/test_deployment.py \
 	tests/app/test_locks.py tests/browser/test_labeling_flow.py \
 	$(addprefix tests/trainer/test_,bradley_terry.py gae.py kl.py group_algorithm.py preference.py ppo_algorithm.py data.py)
 
