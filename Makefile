@@ -8,7 +8,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 NODE_STAMP := node_modules/.installed
 PEER := .benchmark/label-studio
 # Four processes keep two cores busy while some wait for a browser or another process.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+TESTERS ?= 4
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 TYPES := $(BIN)/mypy && $(BIN)/lint-imports
 TRAINER_TESTS := tests/trainer tests/acceptance tests/benchmarks
 FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds/test_service.py tests/app/test_every_route.py tests/app/test_deployment.py \
