@@ -58,7 +58,7 @@ test-web: $(DEV_STAMP) test-js ## tests of the web service, with a real browser
 test-trainer: $(DEV_STAMP) ## tests of the trainer, of whole rounds and of the benchmarks
 	$(PYTEST) $(TRAINER_TESTS)
 
-test-fast: $(DEV_STAMP) test-js ## the tests that find most mistakes in 90 seconds on 2 cores
+test-fast: $(DEV_STAMP) test-js ## quick tests that find most mistakes (aim: 90 seconds on 2 cores)
 	$(PYTEST) $(FAST_TESTS)
 
 test-js: $(DEV_STAMP) ## tests of our scripts, in Node
