@@ -8,13 +8,15 @@ DEV_STAMP := $(VENV)/.installed-dev
 NODE_STAMP := node_modules/.installed
 PEER := .benchmark/label-studio
 # Four processes keep two cores busy while some wait for a browser or another process.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+TESTERS ?= 4
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+TYPES := $(BIN)/mypy && $(BIN)/lint-imports
 TRAINER_TESTS := tests/trainer tests/acceptance tests/benchmarks
-FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds tests/app/test_every_route.py tests/app/test_deployment.py \
+FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds/test_service.py tests/app/test_every_route.py tests/app/test_deployment.py \
 	tests/app/test_locks.py tests/browser/test_labeling_flow.py \
 	$(addprefix tests/trainer/test_,bradley_terry.py gae.py kl.py group_algorithm.py preference.py ppo_algorithm.py data.py)
 
-.PHONY: help run test test-web test-trainer test-fast test-js lint lint-js format hooks lock docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test test-web test-trainer test-fast test-js lint style types lint-js format hooks lock docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -44,8 +46,11 @@ $(NODE_STAMP): package.json package-lock.json $(DEV_STAMP)
 run: $(STAMP) ## start the whole service: database, web, worker (PREFLOOP_HOME, PREFLOOP_PORT)
 	@exec $(BIN)/prefloop up
 
-test: lint test-js ## lint, types, import rules and every test
-	$(PYTEST) --durations 12
+# Types and import rules keep one core busy for a minute, and so are checked beside the tests.
+test: style test-js ## lint, types, import rules and every test
+	@($(TYPES)) & types=$$!; \
+	$(PYTEST) --durations 12; tests=$$?; \
+	wait $$types || { echo "Types or import rules are wrong: see above, or run make lint." >&2; exit 1; }; exit $$tests
 
 test-web: $(DEV_STAMP) test-js ## tests of the web service, with a real browser
 	$(PYTEST) $(addprefix --ignore ,$(TRAINER_TESTS))
@@ -53,17 +58,20 @@ test-web: $(DEV_STAMP) test-js ## tests of the web service, with a real browser
 test-trainer: $(DEV_STAMP) ## tests of the trainer, of whole rounds and of the benchmarks
 	$(PYTEST) $(TRAINER_TESTS)
 
-test-fast: $(DEV_STAMP) test-js ## the tests that find most mistakes in 90 seconds on 2 cores
+test-fast: $(DEV_STAMP) test-js ## quick tests that find most mistakes (aim: 90 seconds on 2 cores)
 	$(PYTEST) $(FAST_TESTS)
 
 test-js: $(DEV_STAMP) ## tests of our scripts, in Node
 	$(BIN)/node --test tests/js/*.test.js
 
-lint: $(DEV_STAMP) lint-js ## style, types and import rules only
+lint: style types ## style, types and import rules only
+
+style: $(DEV_STAMP) lint-js
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+
+types: $(DEV_STAMP)
+	$(TYPES)
 
 lint-js: $(NODE_STAMP) ## faults in our scripts
 	$(BIN)/node node_modules/@biomejs/biome/bin/biome lint --error-on-warnings

@@ -119,7 +119,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker
     # Sampling began by itself; simulated labelers wait for it, judge, and run one round.
     settings = ["learning_rate=1e-3", "epochs=1", "reward_epochs=1", "max_new_tokens=16", "prompts=20"]
     arguments = [part for setting in settings for part in ("--set", setting)]
-    done = simulate(environment, "--rounds", "1", "--labelers", "3", "--judgments", "240", "--json", *arguments)
+    done = simulate(environment, "--rounds", "1", "--labelers", "3", "--judgments", "120", "--json", *arguments)
     assert done.returncode == 0, done.stderr + up.said()
     (report,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert list(report) == [

@@ -36,6 +36,8 @@ from tests.rounds.loop import make_project
 from tests.rounds.test_training_samples import line
 from tests.suites.scenes import took
 
+pytestmark = pytest.mark.long
+
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 LOOKS = pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
 PROJECT = "/projects/{project_slug}"

@@ -133,6 +133,7 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
             }
             if kind == "best_of_n":
                 return BestOfNSpec(turns=2, best=4, **turns)
+            turns["kl_budget"] = 50  # never reached: the way back to the budget is the other's
             return OnPolicyDPOSpec(turns=1, human_learning_rate=1e-4, human_share=0.2, min_margin=0.01, **turns)
     raise ValueError(kind)
 
