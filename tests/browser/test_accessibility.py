@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from app.accounts import service as accounts
 from app.artifacts import ArtifactStore
 from app.main import ROUTERS
-from app.models import Comparison, Judgment, Lease, Metric, ModelVersion, PlaygroundChat, PlaygroundTurn
+from app.models import Comparison, JudgeAdmission, Judgment, Lease, Metric, ModelVersion, PlaygroundChat, PlaygroundTurn
 from app.red_team import service as red_team
 from app.rounds.service import samples_of
 from app.suites import service as suites
@@ -27,6 +27,7 @@ from tests.browser.test_labeling import OpenPage, all_sent, wait_for_next
 from tests.browser.test_labeling_flow import ASPECTS, FLAGS, press
 from tests.browser.test_labeling_ranking import ranking
 from tests.demonstrations.desk import task
+from tests.judges import scenes
 from tests.lineage.test_model_page import REPORT
 from tests.qualification.quizzes import QUIZ
 from tests.red_team.attempts import form as attempt_form
@@ -139,6 +140,7 @@ class World:
             "attempt_id": self.attempt.id,
             "chat_id": self._chat(session).id,
             "suite_id": self.suite.id,
+            "judge_id": self.judge.id,
         }
         session.commit()
 
@@ -185,6 +187,22 @@ class World:
                 session.add(Metric(run_id=evaluation.id, name=name, slice=slice_, step=0, value=value))
         self.suite = suites.add_starters(session, store, project, self.staff, ["facts", "safety"])[0]
         took(session, store, evaluation, self.suite, lost=("facts-01", "facts-17"), gained=("facts-02",))
+        self.judge = scenes.judge(session, project)
+        shared = factories.comparison(session, project, purpose="calibration", gold=1)
+        scenes.said(session, self.judge, shared, 1)
+        beside = {"labeler": self.labeler.id, "items": 40, "judge": 0.9, "human": 0.8, "p": 0.01, "is_won": True}
+        session.add(
+            JudgeAdmission(
+                **{
+                    "judge_id": self.judge.id,
+                    "rubric_id": shared.rubric_id,
+                    "admitted": True,
+                    "epsilon": 0.15,
+                    "q": 0.05,
+                },
+                **{"omega": 1.0, "advantage": 0.9, "agreement": 0.8, "items": 40, "result": [beside]},
+            )
+        )
         longer = {"eval_prompts": 20, "eval_length": 60, "eval_before/length": 30, "eval_difference/length": 30}
         longer |= {"eval_difference/length_low": 28, "eval_difference/length_high": 32}
         session.add_all(
