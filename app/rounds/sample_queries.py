@@ -30,7 +30,8 @@ class Page(NamedTuple):
 
 def side_by_side(session: Session, project_id: int, split: str | None, after: int) -> Page:
     """Prompts that policies have answered, in the order they came, after the prompt with this id."""
-    sampled = exists().where(Completion.prompt_id == Prompt.id, Completion.run_id.is_not(None))
+    by_a_policy = Completion.run_id.is_not(None), Completion.model_version_id.is_not(None)
+    sampled = exists().where(Completion.prompt_id == Prompt.id, *by_a_policy)
     found = select(Prompt).where(Prompt.project_id == project_id, Prompt.id > after, sampled).order_by(Prompt.id)
     if split:
         found = found.where(Prompt.split == split)
@@ -41,7 +42,7 @@ def side_by_side(session: Session, project_id: int, split: str | None, after: in
     newest = (
         select(Completion)
         .where(Completion.prompt_id.in_([prompt.id for prompt in prompts]))
-        .where(Completion.run_id.is_not(None), Completion.model_version_id.is_not(None))
+        .where(*by_a_policy)
         .ext(distinct_on(*by_policy))
         .order_by(*by_policy, Completion.id.desc())
     )

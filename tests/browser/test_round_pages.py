@@ -193,8 +193,9 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     expect(page.get_by_text("policy-3 is the project's policy.")).to_be_visible()
     page.get_by_role("button", name="Back to the previous policy").click()
     expect(page.get_by_role("button", name="Adopt policy")).to_be_visible()
-    page.get_by_role("link", name="Rounds").click()
-    page.get_by_role("link", name="Models").click()
+    if width == 390:
+        page.get_by_role("button", name="Train").click()
+    page.get_by_role("link", name="Models", exact=True).click()
     look(page, "models", width, dark)
     page.get_by_role("row", name="policy-1").get_by_role("button", name="Back to this policy").click()
     expect(page.get_by_role("row", name="policy-1 the policy")).to_be_visible()
