@@ -5,7 +5,6 @@ Each function works in the caller's transaction and never commits.
 """
 
 import math
-import os
 from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
@@ -37,13 +36,12 @@ def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
 
 
 def lost_files(store: ArtifactStore, model: ModelVersion) -> InvalidInput | None:
-    """Why a model cannot be used, if files of it that a run made, or that lie in a folder of its own, are gone.
+    """Why a model cannot be used, if files of it that a run made are gone.
 
-    A base model's name on the hub tells nothing: the worker fetches those.
+    A base model may be a name on the hub, or a folder on the worker's machine alone: that tells nothing.
     """
     for location in (model.adapter, model.base):
-        is_a_file = location and (os.path.isabs(location) or store.run_of(location) is not None)
-        if location and is_a_file and not store.exists(location):
+        if location and store.run_of(location) is not None and not store.exists(location):
             return InvalidInput(
                 f"The files of {model.name} are gone: nothing lies at {location} in the artifacts.",
                 "Restore them from a backup, or choose another policy on the Models page.",
