@@ -18,7 +18,7 @@ class Cell(Spec):
     """A round: labelers compare the base's answers, a reward model learns, RLOO follows it.
 
     What `strength` does: a bias of labelers is multiplied by it; 1 and 2 are 50% and 80% of judgments by spammers;
-    without a leash the rate is multiplied by it; of too few comparisons there are 48 over it.
+    without a leash the rate is multiplied by it; of too few comparisons there are 72 over it.
     """
 
     kind: Literal["hack"] = "hack"

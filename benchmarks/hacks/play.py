@@ -24,7 +24,7 @@ STEPS, BASE, ROUND, ABOUT = "steps.jsonl", "base.jsonl", "evaluation.json", "cel
 BASE_SAMPLES, BASE_SEED = 8, 999_983
 COMPARED = 4  # of the base, a prompt, that each new answer meets
 SPAM = {1.0: 0.5, 2.0: 0.8}
-FEWEST = 48
+FEWEST = 72
 
 
 class Recorder(RewardScorer):

@@ -6,6 +6,7 @@ gap's mean over five steps passes `ONSET`.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,9 @@ def figures(lines: Sequence[dict[str, Any]], rows: dict[int, PromptRow]) -> dict
     known: dict[str, list[float]] = {name: column.tolist() for name, column in columns.items()}
     known |= {name: [line[name] for line in lines] for name in ("spread", "beyond", "ceiling")}
     found: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(monitor.figure for monitor in IN_RUNS):
+    # What a reward model cannot say of itself is not a number: one member alone does not disagree.
+    known = {name: values for name, values in known.items() if all(map(math.isfinite, values))}
+    for name in dict.fromkeys(monitor.figure for monitor in IN_RUNS if monitor.figure in known):
         values: dict[int, list[float]] = defaultdict(list)
         for prompt, value in zip(ids, known[name], strict=True):
             values[prompt].append(value)
