@@ -145,7 +145,7 @@ def test_a_text_whose_prompt_was_taken_is_shown_to_be_copied(session: Session, o
     taken.expires_at = datetime.now(UTC) + timedelta(hours=1)
     session.commit()
     press(page, "Control+Enter")
-    expect(page.get_by_label("What you wrote, to copy:")).to_have_value("Too late, but mine.")
+    expect(page.get_by_label("Copy what you wrote:")).to_have_value("Too late, but mine.")
     expect(page.get_by_role("alert").filter(has_text="somebody else is writing")).to_be_visible()
     expect(page.locator(".conversation")).to_contain_text("Question number 1?")
     assert demonstrations(session) == []
@@ -261,7 +261,7 @@ def test_keys_without_control_can_be_switched_off_here_too(session: Session, ope
     page.goto(base(project_to_write_for(session, 1)) + "/write")
     expect(page.locator("html.js")).to_be_attached()
     press(page, "?")
-    page.get_by_label("Keys without").uncheck()
+    page.get_by_label("Use keys without").uncheck()
     press(page, "Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     page.reload()
@@ -269,7 +269,7 @@ def test_keys_without_control_can_be_switched_off_here_too(session: Session, ope
     press(page, "r")
     press(page, "s")
     press(page, "?")
-    expect(page.get_by_label("Keys without")).not_to_be_checked()
+    expect(page.get_by_label("Use keys without")).not_to_be_checked()
     press(page, "Escape")
     expect(page.locator("#rubric[open], #skip[open]")).to_have_count(0)
 

@@ -170,7 +170,7 @@ def test_keys_are_listed_and_those_without_control_can_be_switched_off(
     expect(page.get_by_label("Clearly")).to_be_checked()
     press(page, "?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
-    page.get_by_label("Keys without").uncheck()
+    page.get_by_label("Use keys without").uncheck()
     press(page, "Escape")
     page.locator("h1").click()
     press(page, "3")
