@@ -145,7 +145,7 @@ def correct(session: Session, project: Project, item_id: int, gold: int, actor: 
         return
     other = mixing_queries.with_answer(session, item, gold)
     if other is not None and other not in {each.id for each in kin}:
-        raise Conflict(f"Item {other} asks about the same responses and has this answer.", "Use that one instead.")
+        raise Conflict(f"Item {other} asks about the same responses and has this answer.", "Use that item instead.")
     before = item.gold
     for each in kin:
         strengths = session.get_one(Rubric, each.rubric_id).strengths

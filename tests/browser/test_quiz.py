@@ -54,7 +54,7 @@ def test_by_keyboard_alone_from_the_rubric_to_passing(session: Session, open_pag
     expect(page.get_by_role("heading", name="Question 3 of 3")).to_be_visible()
     press(page, "2")
     press(page, "Enter")
-    expect(page.get_by_role("link", name="See how it went")).to_be_visible()
+    expect(page.get_by_role("link", name="Show the result")).to_be_visible()
     press(page, "Enter")
     expect(page.get_by_role("heading", name="You passed the quiz")).to_be_visible()
     expect(page.get_by_text("2 of 3 right")).to_be_visible()
@@ -101,7 +101,7 @@ def test_without_javascript_and_on_a_phone(session: Session, open_page: OpenPage
     page.get_by_label("Second is better").check()
     page.get_by_role("button", name="Answer").click()
     expect(page.get_by_role("heading", name="✓ Right")).to_be_in_viewport()
-    page.get_by_role("link", name="See how it went").click()
+    page.get_by_role("link", name="Show the result").click()
     expect(page.get_by_role("heading", name="You passed the quiz")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
