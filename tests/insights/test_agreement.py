@@ -252,7 +252,7 @@ def test_the_page_and_its_json(session: Session, project: Project, url: str, sig
     assert "100.0%" in shown  # they agree, while alpha has no variation to go by
     assert "–" in shown
     assert "Ann and Bob" in " ".join(BeautifulSoup(shown, "html.parser").get_text(" ").split())
-    assert "there are no slices to compare" in shown
+    assert "There are no slices to compare" in shown
     program = sign_in("operator").get(url, headers=JSON).json()
     assert program["percent"] == 1.0
     # Of a single comparison: Wilson's interval, 1 / (1 + 1.96^2) at its lower end.
