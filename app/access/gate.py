@@ -58,5 +58,6 @@ def require_open(found: Gate, *, begun: bool = False) -> None:
             "An admin of the project can tell you why.",
         )
     raise Forbidden(
-        "You have not passed this project's training quiz, so nothing was saved.", "Pass the quiz first, then send this again."
+        "You have not passed this project's training quiz, so nothing was saved.",
+        "Pass the quiz first, then send this again.",
     )

@@ -338,7 +338,10 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
     """Raises Conflict while comparisons are kept for the group, NotFound where there is none."""
     group = _group(session, project, group_id)
     if group_queries.is_kept_for(session, group.id):
-        raise Conflict(f"Comparisons are reserved for the group “{group.name}”.", "Remove its members instead, or reserve the comparisons for somebody else.")
+        raise Conflict(
+            f"Comparisons are reserved for the group “{group.name}”.",
+            "Remove its members instead, or reserve the comparisons for somebody else.",
+        )
     audit(session, admin.id, "group.deleted", project.id, group_id=group.id, name=group.name)
     session.delete(group)
     session.flush()

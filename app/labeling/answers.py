@@ -46,7 +46,10 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     if sent_before or so_far.is_judged:
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if any(own.state == "recused" for own, _age in so_far.leases):
-        raise Gone("You have seen other people's judgments, so you can no longer judge this comparison.", "Go on with the next comparison.")
+        raise Gone(
+            "You have seen other people's judgments, so you can no longer judge this comparison.",
+            "Go on with the next comparison.",
+        )
     if offered.state == "withdrawn":
         raise Gone("This comparison was withdrawn while you had it.", "It no longer needs an answer.")
     if offered.state != "open":
@@ -116,7 +119,9 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
     if sent_before:
-        raise Conflict("This form was already sent with a different answer.", "Open the answer again from your history.")
+        raise Conflict(
+            "This form was already sent with a different answer.", "Open the answer again from your history."
+        )
     if before.superseded_at is not None:
         raise Conflict("This answer was already replaced.", "Open the newest answer from your history.")
     if form.rubric_id != before.rubric_id:
@@ -263,4 +268,6 @@ def _has_room(comparison: Comparison) -> bool:
 
 
 def _taken() -> Gone:
-    return Gone("Your time for this comparison ran out, and other labelers judged it.", "Your answer was no longer needed.")
+    return Gone(
+        "Your time for this comparison ran out, and other labelers judged it.", "Your answer was no longer needed."
+    )

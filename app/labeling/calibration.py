@@ -86,10 +86,13 @@ def make_calibration(session: Session, project: Project, comparison_id: int, gol
         raise NotFound(f"This project has no comparison {comparison_id}.", "Go back to the list.")
     comparison = queries.lock_comparison(session, comparison_id)
     if comparison.gold is not None or comparison.purpose == "repeat":
-        raise Conflict(f"Comparison {comparison_id} is itself a calibration item or a repeat.", "Choose the original comparison.")
+        raise Conflict(
+            f"Comparison {comparison_id} is itself a calibration item or a repeat.", "Choose the original comparison."
+        )
     if comparison.state not in SETTLED:
         raise Conflict(
-            f"Comparison {comparison_id} is not decided yet.", "Only a settled or adjudicated comparison can become a calibration item."
+            f"Comparison {comparison_id} is not decided yet.",
+            "Only a settled or adjudicated comparison can become a calibration item.",
         )
     if mixing_queries.in_use(session, comparison) is not None:
         raise Conflict(f"Comparison {comparison_id} is a calibration item already.", "Nothing was changed.")

@@ -69,10 +69,13 @@ def _preference(form: LabelForm, rubric: Rubric) -> int:
 
 def _ranks(form: LabelForm, rubric: Rubric, ranked: int) -> list[int | None]:
     if form.preference is not None:
-        raise InvalidInput("A ranking does not take a preference between two responses.", "Give each response its rank.")
+        raise InvalidInput(
+            "A ranking does not take a preference between two responses.", "Give each response its rank."
+        )
     if len(form.ranks) != ranked:
         raise InvalidInput(
-            f"{len(form.ranks)} ranks were given for {ranked} responses.", "Give each response a rank, or leave it unranked."
+            f"{len(form.ranks)} ranks were given for {ranked} responses.",
+            "Give each response a rank, or leave it unranked.",
         )
     given = [rank for rank in form.ranks if rank is not None]
     if not given:

@@ -95,7 +95,9 @@ def answer(session: Session, project: Project, labeler: User, attempt: int, item
     now = standing(session, project, labeler, for_update=True)
     own = now.attempt
     if own is None or own.id != attempt:
-        raise Conflict("The quiz has changed since you opened this question.", "Go on with the question that is shown now.")
+        raise Conflict(
+            "The quiz has changed since you opened this question.", "Go on with the question that is shown now."
+        )
     if not 0 <= item < len(now.items):
         raise NotFound("There is no such question in this quiz.", "Open the quiz again.")
     if str(item) in own.answers:

@@ -63,7 +63,8 @@ def relabel(session: Session, project: Project, admin: User, form: RelabelForm, 
     ids = relabel_queries.lock(session, project.id, form, _limit(form))
     if len(ids) != expected:
         raise Conflict(
-            f"It would be {len(ids):,} comparisons now, not {expected:,}: some were decided or changed in the meantime.",
+            f"It would be {len(ids):,} comparisons now, not {expected:,}: some were decided or changed in the "
+            f"meantime.",
             "Nothing was changed. Check the new number and confirm it.",
         )
     if not ids:

@@ -145,7 +145,9 @@ def make_calibration(
     comparison = _take(session, project, reviewer, comparison_id, seen, ("adjudicated",))
     verdict = queries.verdict(session, comparison_id)
     if verdict is None:
-        raise Conflict("Its verdict was imported without a record of who gave it.", "Send it to review and decide it here.")
+        raise Conflict(
+            "Its verdict was imported without a record of who gave it.", "Send it to review and decide it here."
+        )
     calibration.make_calibration(session, project, comparison_id, verdict.adjudication.verdict, reviewer)
     return comparison
 
@@ -195,7 +197,9 @@ def _whom(
         if person is None:
             raise InvalidInput("This person cannot be asked: they judged or reviewed it, or may not label here.")
         if more > 1:
-            raise InvalidInput(f"{person.name} alone cannot give {more} judgments.", "Ask for one judgment, or ask a group.")
+            raise InvalidInput(
+                f"{person.name} alone cannot give {more} judgments.", "Ask for one judgment, or ask a group."
+            )
         return person.name
     if group_id is not None:
         group = next((one for one in queries.groups_to_ask(session, comparison) if one.id == group_id), None)
@@ -308,7 +312,9 @@ def _take(
             message = f"{last.reviewer} already {DONE[last.action]}."
         else:
             message = "This comparison was judged or changed after you opened it."
-        raise Conflict(message, "Nothing was changed. The page shows its present state. “Later” goes to the next comparison.")
+        raise Conflict(
+            message, "Nothing was changed. The page shows its present state. “Later” goes to the next comparison."
+        )
     return comparison
 
 
@@ -328,7 +334,8 @@ def _refuse_measuring(comparison: Comparison) -> None:
 def _refuse_blind(session: Session, viewer: User, comparison: Comparison) -> None:
     if blind_for(session, viewer, [comparison]):
         raise Forbidden(
-            "You may still judge this comparison or change your judgment, so other people's judgments are hidden from you.",
+            "You may still judge this comparison or change your judgment, so other people's judgments are hidden "
+            "from you.",
             "Give up judging it to review it.",
         )
 

@@ -224,7 +224,10 @@ def _why(error: Any) -> str:
         case "string_pattern_mismatch" if limits["pattern"] == VISIBLE or not given.strip():
             return "is empty"
         case "string_pattern_mismatch":
-            return "may contain only a-z, 0-9, spaces, - and _, begins with a letter or digit, and has at most 40 characters"
+            return (
+                "may contain only a-z, 0-9, spaces, - and _, begins with a letter or digit, and has at most 40 "
+                "characters"
+            )
         case "literal_error" if not given:
             return "is not chosen"
         case _:

@@ -66,7 +66,7 @@ def test_a_removal_says_what_it_does_before(session: Session, open_page: Callabl
     page.goto(f"/projects/desk/labelers/{labelers[4].id}")
     page.get_by_role("link", name="Remove with all judgments").click()
     expect(page.get_by_text("120 judgments no longer count")).to_be_visible()
-    expect(page.get_by_text("120 comparisons lack a judgment then")).to_be_visible()
+    expect(page.get_by_text("120 comparisons then lack a judgment")).to_be_visible()
     expect(page.get_by_text("no model was trained on it")).to_be_visible()
     page.get_by_role("link", name="Cancel").click()
     expect(page.get_by_role("heading", name="Lefty")).to_be_visible()

@@ -169,7 +169,9 @@ def test_who_needs_attention_comes_first_with_the_reason(session: Session, proje
     assert all(not row.reasons for row in found.rows[4:])
     assert first["Waiting"][0] == "is paused and needs your decision"
     assert any(words.startswith("agrees with others in 5") for words in first["Coin"])
-    assert any(words.startswith(("picks the left response in 7", "picks the left response in 8")) for words in first["Lefty"])
+    assert any(
+        words.startswith(("picks the left response in 7", "picks the left response in 8")) for words in first["Lefty"]
+    )
     assert any(words.endswith("answers too fast, in one run of 5 or more") for words in first["Rush"])
     left = {row.labeler.name: row.left for row in found.rows}
     assert left["Lefty"].marked  # type: ignore[union-attr]
