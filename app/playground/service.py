@@ -210,7 +210,7 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
         raise Conflict("There are no two different answers.", "Ask labelers about another message.")
     rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None:
-        raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
+        raise Conflict("The project has no published rubric.", "Publish a rubric, so that labelers can judge by it.")
     prompt = prompts.add(session, project.id, conversation((), 0, turn.text), source="playground")
     if prompt.split != "train":
         raise Conflict(

@@ -137,7 +137,7 @@ def attempts(
 @router.post("/attempts/accept")
 def accept(admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[AcceptForm, Form()]) -> Response:
     if not form.attempts:
-        raise InvalidInput("No attempt is chosen.", "Tick those that should become prompts.")
+        raise InvalidInput("No attempt is chosen.", "Tick the attempts that should become prompts.")
     done = service.accept(session, project, admin, form)
     return redirect(f"{_base(project)}/attempts?new={done.new}&known={done.known}&unrated={done.unrated}")
 

@@ -194,7 +194,7 @@ def test_only_prompts_without_an_answer_that_training_reads_are_asked_about(sess
 
     assert service.ask(session, project, admin, wish(count=2, split="train")) == 2
     assert count() == 2
-    with pytest.raises(InvalidInput, match="3 were asked for, but 2 prompts fit"):
+    with pytest.raises(InvalidInput, match="Only 2 prompts match, not 3"):
         service.ask(session, project, admin, wish(count=3))
     assert service.ask(session, project, admin, wish(count=2)) == 2
     wanted = Counter(found.prompt_id for found in tasks(session))

@@ -87,7 +87,7 @@ def test_an_expired_task_takes_the_text_if_nobody_else_has_it(session: Session) 
     lost.expires_at = LONG_AGO
     session.flush()
     assert service.submit(session, project, ann, lost.id, answer(lost)).author_id == ann.id
-    with pytest.raises(Gone, match="no longer wants an answer"):
+    with pytest.raises(Gone, match="no longer needs an answer"):
         service.submit(session, project, bob, lost.id, answer(lost, "Another answer."))
 
 

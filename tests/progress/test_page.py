@@ -111,9 +111,15 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
             [],
             "better, by the reward model alone",
             "The reward model scores policy-1 0.40",
-            "10 judged prompts or more",
+            "at least 10 judged prompts",
         ),
-        (0.4, [1], "better, by the reward model alone", "100% of 1 prompt", "10 judged prompts or more"),
+        (
+            0.4,
+            [1],
+            "better, by the reward model alone",
+            "100% of 1 prompt",
+            "at least 10 judged prompts",
+        ),
         (-0.4, [], "worse, by the reward model alone", "0.40 lower", "Better not: the reward model scores it lower."),
         (0.1, [], "not shown to be better, by the reward model alone", "0.10 higher", "Not on people's word yet."),
         (

@@ -525,13 +525,13 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     judge(session, project, round_, won=8, lost=0)
     session.commit()
     assert "100% of 8 prompts" in shown()
-    assert "No fewer than 10 prompts can decide." in shown()
+    assert "A verdict needs at least 10 prompts." in shown()
     assert "about 2 more prompts will decide it" in shown()  # 1.5 ** 8 / 2 = 12.8, 1.5 ** 10 / 2 = 28.8
     said = client.get(f"{address}/status").json()["people"]
     assert (said["before"]["more"], said["before"]["judgments"], said["first"]) == (2, 8, said["before"])
     *_, unsaid, split = judge(session, project, round_, won=0, lost=8)
     session.commit()
-    assert "a thousand more would not decide it" in shown()
+    assert "a thousand more prompts would not decide it" in shown()
     unbegun.state = "withdrawn"
     session.commit()
     assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
