@@ -135,7 +135,7 @@ def test_nothing_starts_in_the_name_of_who_may_no_longer_start(
     session.get_one(ProjectMember, (project.id, operator.id)).roles = ["labeler"]
     session.commit()
     assert service.start_due(make_session_factory(engine), store) == []
-    assert missing(session, project) == ["whoever set this rule is no longer an operator of the project"]
+    assert missing(session, project) == ["the person who set this rule is no longer an operator of the project"]
 
 
 def test_a_second_operator_approves(

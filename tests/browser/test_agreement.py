@@ -77,7 +77,7 @@ def test_which_slices_need_attention(
     page.get_by_role("checkbox", name="simulated labelers").check()
     page.get_by_role("button", name="Show").click()
     expect(page.locator("#live")).to_contain_text("100.0%")
-    expect(page.get_by_text("You see a selection")).to_be_visible()
+    expect(page.get_by_text("You see your own selection")).to_be_visible()
     page.get_by_role("link", name="Back to people’s and imported judgments").click()
     expect(page.locator("#live")).to_contain_text("74.8%")
 

@@ -195,7 +195,7 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     page.get_by_role("link", name="Rounds").click()
     page.get_by_role("link", name="Models").click()
     look(page, "models", width, dark)
-    page.get_by_role("row", name="policy-1").get_by_role("button", name="Back to it").click()
+    page.get_by_role("row", name="policy-1").get_by_role("button", name="Adopt again").click()
     expect(page.get_by_role("row", name="policy-1 the policy")).to_be_visible()
     expect(page.get_by_role("row", name="It refuses less, and nobody minds the length.")).to_be_visible()
     page.goto(f"/projects/{project.slug}/rounds/new?algorithm=grpo")

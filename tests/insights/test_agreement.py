@@ -273,7 +273,7 @@ def test_only_machines_have_judged(session: Session, project: Project, url: str,
     shown = admin.get(url).text
     assert "Only simulated labelers have judged here so far" in shown
     assert f'href="{url}?kind=simulated"' in shown
-    assert "You see a selection" in admin.get(f"{url}?kind=simulated").text
+    assert "You see your own selection" in admin.get(f"{url}?kind=simulated").text
     assert admin.get(f"{url}?kind=simulated", headers=JSON).json()["labelers"] == ["simulated"]
     assert admin.get(f"{url}?kind=nobody").status_code == 422
 

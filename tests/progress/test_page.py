@@ -121,7 +121,7 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
             "at least 10 judged prompts",
         ),
         (-0.4, [], "worse, by the reward model alone", "0.40 lower", "Better not: the reward model scores it lower."),
-        (0.1, [], "not shown to be better, by the reward model alone", "0.10 higher", "Not on people's word yet."),
+        (0.1, [], "not shown to be better, by the reward model alone", "0.10 higher", "People have not decided yet."),
         (
             0.4,
             [-1] * 30,
@@ -324,7 +324,7 @@ def test_far_too_many_rounds_and_slices_are_cut_and_the_files_have_all(
     page = shown(client, project)
     assert len(page.select("table.heat thead th")) == 1 + views.SHOWN_ROUNDS
     assert len(page.select("table.heat tbody tr")) == views.SHOWN_SLICES
-    assert "Shown are the newest 12 rounds and at most 40 slices; the files have all." in " ".join(
+    assert "The page shows the newest 12 rounds and at most 40 slices; the files have all." in " ".join(
         page.get_text().split()
     )
     assert len({row["slice"] for row in rows_of(client, project, "slices.csv")}) == 51

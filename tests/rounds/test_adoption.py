@@ -582,7 +582,7 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     session.expire_all()
     assert project.policy_id == base_id
     listed = client.get(f"{address}/models").text
-    assert listed.count("Back to it") == 1  # the project has had it
+    assert listed.count("Adopt again") == 1  # the project has had it
     assert "Back to this policy" in client.get(new).text
     other = factories.project(session)
     session.commit()
@@ -590,5 +590,5 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
 
     start(session, store, project)
     session.commit()
-    assert "Back to it" not in client.get(f"{address}/models").text
+    assert "Adopt again" not in client.get(f"{address}/models").text
     assert client.post(f"{new}/adopt").status_code == 409

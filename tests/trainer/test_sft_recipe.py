@@ -84,8 +84,7 @@ def test_it_learns_what_the_demonstrations_show(tmp_path: Path, tiny_model: Path
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_step_is_trls(tmp_path: Path, tiny_model: Path, packing: bool) -> None:
-    """Full weights, 24 rows per optimizer step, three steps: losses, gradient norms, accuracies, token counts and "
-    "final weights."""
+    """Full weights, 24 rows a step, three steps: losses, gradient norms, accuracies, token counts and final weights."""
     rows = demonstrations(24, 0)
     optimiser = Optimiser(
         learning_rate=1e-3, epochs=3, batch_size=24, microbatch_size=5, warmup_ratio=0, precision="float32"
