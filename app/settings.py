@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         Path.home() / ".prefloop",
-        description="Folder of all data kept on this machine: the embedded database, artifacts, the secret key.",
+        description="Folder for all data on this machine: the embedded database, artifacts and the secret key.",
     )
     database_url: str | None = Field(
         None,
@@ -89,7 +89,8 @@ class Settings(BaseSettings):
         "but the artifact folder and PREFLOOP_MODEL.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that a model brings along. Only for models whose code you have read."
+        False,
+        description="Run the Python code that comes with a model. Only for models whose code you have read.",
     )
     checkpoint_seconds: float = Field(
         60, ge=0, description="Least seconds between two checkpoints of a training run; 0: one after every step."

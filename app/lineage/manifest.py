@@ -123,7 +123,8 @@ def verify(folder: Path, key: str | None = None) -> Verified:
         raise InvalidInput(f"{path} is not a manifest of Prefloop.", "Export the model once more.") from None
     if key is not None and key != signed_by:
         raise Conflict(
-            f"It was signed by {signed_by}, not by {key}.", "Ask whoever gave you the folder where it is from."
+            f"The manifest was signed by {signed_by}, not by {key}.",
+            "Ask the person who gave you the folder where it comes from.",
         )
     try:
         signer.verify(signature, _signed(whole))
@@ -134,5 +135,5 @@ def verify(folder: Path, key: str | None = None) -> Verified:
     wrong += [f"{name} is missing" for name in sorted(files.keys() - there.keys())]
     wrong += [f"{name} was added" for name in sorted(there.keys() - files.keys())]
     if wrong:
-        raise Conflict(f"The files are not those that were signed: {'; '.join(wrong)}.", "Do not use this model.")
+        raise Conflict(f"The files differ from the signed files: {'; '.join(wrong)}.", "Do not use this model.")
     return Verified(whole, signed_by)

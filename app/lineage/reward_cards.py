@@ -145,7 +145,7 @@ def accuracy(report: Report, ceiling: Ceiling | None) -> Card:
         note = f"{_ends(ceiling.agreement)}, {ceiling.comparisons:,} comparisons"
         lines.append(Line("Two labelers", _percent(ceiling.agreement.value), note))
     for part, label in (
-        (report.train, "On comparisons it was trained on"),
+        (report.train, "On training comparisons"),
         (report.heldout, "On held-out comparisons"),
     ):
         if part.accuracy is not None:

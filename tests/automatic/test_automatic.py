@@ -97,7 +97,7 @@ def test_labelers_must_agree_as_far_as_the_rule_says(session: Session, project: 
     other = factories.user(session)
     factories.judgment(session, _settled(session), preference=2, labeler_id=other.id)
     session.commit()
-    assert missing(session, project) == [f"labelers agree in {share():.0%} of pairs of judgments, 100% wanted"]
+    assert missing(session, project) == [f"labelers agree in {share():.0%} of pairs of judgments; the rule needs 100%"]
 
 
 def _settled(session: Session) -> Comparison:

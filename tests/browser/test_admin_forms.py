@@ -42,10 +42,10 @@ def test_labeling_settings_are_changed_and_refused_in_words(open_page: OpenPage,
     assert project.labeling["adaptive"] == {"at_least": 1, "at_most": 4, "sure": 0.9}
     assert project.labeling["consensus"] == "dawid_skene"
 
-    page.get_by_label("Judgments asked for at first").fill("9")
+    page.get_by_label("Judgments at first").fill("9")
     page.get_by_role("button", name="Save how judgments are made").click()
     expect(page.get_by_role("alert").filter(has_text="the least overlap is above the cap")).to_be_visible()
-    expect(page.get_by_label("Judgments asked for at first")).to_have_value("9")
+    expect(page.get_by_label("Judgments at first")).to_have_value("9")
     look(page, "settings-refused")
     phone = open_page("admin", width=390, dark=True)
     phone.goto("/projects/p/settings")

@@ -315,7 +315,7 @@ def test_a_known_answer_that_comes_again_changes_nothing_and_says_so(session: Se
     assert put(known | {"known_answer": -2}, known).notes == []
     other, not_taken = put(known | {"known_answer": 1}, ordinary | {"known_answer": 1}).notes
     assert other.startswith("Calibration items whose known answer here differs: 1. The answer here stays.")
-    assert not_taken.startswith("Known answers to pairs that are ordinary comparisons here: 1, not taken.")
+    assert not_taken.startswith("Known answers to pairs that are ordinary comparisons here: 1, not imported.")
     assert session.scalars(select(Comparison.gold).order_by(Comparison.id)).all() == [-2, None]
 
 

@@ -147,7 +147,7 @@ def test_who_may_not_label_changes_nothing(session: Session, state: str) -> None
     form = answer(history.task_of(session, judgment), 1)
     session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=state, reason="Read the rubric."))
     session.flush()
-    with pytest.raises(Forbidden, match="not taken"):
+    with pytest.raises(Forbidden, match="nothing was saved"):
         judge(session, project, labeler, task)
     with pytest.raises(Forbidden):
         answers.undo(session, project, labeler)

@@ -201,7 +201,7 @@ def test_what_was_changed_is_found(exported: Path, how: str) -> None:
 def test_a_manifest_of_another_instance_is_told(exported: Path) -> None:
     manifest.write(exported, {"model": {"name": "policy-1"}}, manifest.key_of(b"another"))
     assert manifest.verify(exported).said["model"]["name"] == "policy-1"
-    with pytest.raises(Conflict, match="It was signed by"):
+    with pytest.raises(Conflict, match="The manifest was signed by"):
         manifest.verify(exported, manifest.public_key(KEY))
 
 

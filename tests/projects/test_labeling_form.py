@@ -137,10 +137,13 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
     ("typed", "reason"),
     [
         ({"calibration.rate": "1.5"}, "Calibration, “Share of tasks”: must be at most 1"),
-        ({"calibration.window": "2.5"}, "Calibration, “Answers looked back on”: must be a whole number"),
+        ({"calibration.window": "2.5"}, "Calibration, “Recent answers counted”: must be a whole number"),
         ({"repeats.gap": ""}, "Hidden repeats, “Other judgments in between, at least”: must be a whole number"),
         ({"repeats.gap": "-1"}, "Hidden repeats, “Other judgments in between, at least”: must be at least 1"),
-        ({"adaptive.on": "true", "adaptive.sure": "0.5"}, "Adaptive overlap, “Sure enough”: must be more than 0.5"),
+        (
+            {"adaptive.on": "true", "adaptive.sure": "0.5"},
+            "Adaptive overlap, “Confidence to stop”: must be more than 0.5",
+        ),
         ({"adaptive.on": "true", "adaptive.at_least": "9"}, "Adaptive overlap: the least overlap is above the cap"),
         (
             dict.fromkeys(("pairs.random", "pairs.new_against_old"), "0"),
@@ -155,7 +158,7 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
             "Overlap rule 1: there is no purpose “held-out”, but train, heldout, human_eval, calibration",
         ),
         ({"ranking_size": "10"}, "Which pairs are asked, “Responses in a task”: must be at most 9"),
-        ({"consensus": "dictator"}, "Consensus, “Method”: is none of the choices"),
+        ({"consensus": "dictator"}, "Consensus, “Method”: is not one of the choices"),
         ({"overlap.0.name": "domain", "overlap.0.value": "law"}, "Overlap rule 1: must be a whole number"),
         (
             {"overlap.1.name": "domain", "overlap.1.overlap": "3"},
