@@ -322,7 +322,7 @@ def test_a_kind_of_slices_has_pages(
             assert (f">{domain}<" in shown) == (domain in domains)
     assert ">fair<" in admin.get(f"{url}?dimension=domain&number=1&wait=true").text
     refused = admin.get(f"{url}/section?dimension=nothing", headers=JSON)
-    assert (refused.status_code, refused.json()["error"]) == (404, "There is nothing to show by nothing.")
+    assert (refused.status_code, refused.json()["error"]) == (404, "Agreement cannot be shown by “nothing”.")
 
 
 def test_hostile_names_are_text(session: Session, project: Project, url: str, sign_in: Callable[..., Any]) -> None:

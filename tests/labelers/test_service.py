@@ -486,7 +486,7 @@ def test_groups(session: Session, project: Project, admin: User) -> None:
     ann, machine = factories.user(session), factories.account(session, kind="imported")
     group = service.add_group(session, project, admin, " Law ")
     assert group.name == "Law"
-    with pytest.raises(Conflict, match="a group “Law” already"):
+    with pytest.raises(Conflict, match="already a group “Law”"):
         service.add_group(session, project, admin, "Law")
     with pytest.raises(InvalidInput):
         service.add_group(session, project, admin, " ")
@@ -501,7 +501,7 @@ def test_groups(session: Session, project: Project, admin: User) -> None:
     # A member is on the list before judging anything.
     assert [row.id for row in queries.labelers(session, project.id, [])] == [ann.id]
     factories.comparison(session, project, group_id=group.id)
-    with pytest.raises(Conflict, match="are kept for the group"):
+    with pytest.raises(Conflict, match="are reserved for the group"):
         service.delete_group(session, project, admin, group.id)
     with pytest.raises(NotFound):
         service.remove_member(session, factories.project(session), admin, group.id, ann.id)

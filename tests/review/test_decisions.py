@@ -207,7 +207,7 @@ def test_a_group_or_a_person_can_be_asked(session: Session, project: Project, re
     settle(session, row)
 
     assert [(group.name, group.people) for group in queries.groups_to_ask(session, row)] == [("Experts", 1)]
-    with pytest.raises(InvalidInput, match="Of Experts, 1 can still be asked, not 2"):
+    with pytest.raises(InvalidInput, match="Only 1 of Experts can still be asked, not 2"):
         service.ask_more(session, project, reviewer, row.id, more=2, group_id=experts.id)
     with pytest.raises(InvalidInput, match="cannot be asked"):
         service.ask_more(session, project, reviewer, row.id, more=1, labeler_id=judge.id)

@@ -242,7 +242,7 @@ def test_the_page_counts_then_asks(session: Session, project: Project, sign_in: 
     base = f"/projects/{project.slug}/review/relabel"
     assert "<strong>4</strong> comparisons" in admin.get(base).text
     shown = admin.get(f"{base}?rubric={rubric.id}&agreement=50&sample=2&overlap=3").text
-    assert "<strong>2</strong> comparisons of 3 that fit" in shown
+    assert "<strong>2</strong> comparisons of 3 that match" in shown
     assert "<strong>6</strong> new judgments" in shown
     refused = admin.get(f"{base}?agreement=half")
     assert refused.status_code == 422
