@@ -43,13 +43,13 @@ class Settings(BaseSettings):
     statement_seconds: float = Field(
         60,
         ge=0,
-        description="Longest that a page's statement may take in the database, in seconds; 0: no limit. Imports, "
+        description="Longest time that a page's statement may take in the database, in seconds; 0: no limit. Imports, "
         "exports, workers and commands have none.",
     )
     lock_seconds: float = Field(
         10,
         ge=0,
-        description="Longest that a page waits for rows that somebody else is changing, in seconds; 0: no limit.",
+        description="Longest time that a page waits for rows that somebody else is changing, in seconds; 0: no limit.",
     )
     idle_seconds: float = Field(
         600,
@@ -60,8 +60,8 @@ class Settings(BaseSettings):
     migration_lock_seconds: float = Field(
         5,
         ge=0,
-        description="Longest that an upgrade of the schema waits for a table in use, in seconds; 0: no limit. Whoever "
-        "needs the table meanwhile waits too.",
+        description="Longest time that an upgrade of the schema waits for a table in use, in seconds; 0: no limit. "
+        "Whoever needs the table meanwhile waits too.",
     )
     secret_key: str | None = Field(
         None,
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         "location.",
     )
     sampling_key: str | None = Field(
-        None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
+        None, description="Key of the OpenAI-compatible server that samples, if there is one. Never stored with a run."
     )
     trackers: str = Field(
         "tensorboard",

@@ -230,7 +230,9 @@ class _Checker:
             if not named:
                 raise ValueError(f"there is no pair with pair_id {pair_id} in these files or in the project")
             if len(named) > 1:
-                raise ValueError(f"pair_id {pair_id} names {len(named)} pairs of the project; import it with its pairs")
+                raise ValueError(
+                    f"pair_id {pair_id} names {len(named)} pairs of the project; import judgments and pairs together"
+                )
             digest = named[0]
         vote = self.vote(digest, judgment, located)
         self.require_room(digest, 1 if vote else 0)

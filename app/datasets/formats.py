@@ -75,14 +75,14 @@ def _is_ranked(values: Values) -> bool:
 
 
 _RATED = (
-    "it is a rated response, not an answer to imitate; choose the format rated, or demonstrations to imitate "
-    "all answers"
+    "it is a rated response, not an answer to imitate; choose the format rated. To imitate all answers, choose the "
+    "format demonstrations"
 )
 _ANSWERED = "the line has more than a prompt; choose the format prompts to import only the prompts"
 _RATINGS = dict.fromkeys(("score", "rating", "reward", "helpfulness", "overall_score"), _RATED)
 _LABELED = (
-    "it may mark answers that nobody should imitate; choose the format unpaired if labels are true or false, or "
-    "demonstrations to imitate all answers"
+    "it may mark answers that nobody should imitate. If the labels are true or false, choose the format unpaired. To "
+    "imitate all answers, choose the format demonstrations"
 )
 _ANSWERS = dict.fromkeys(
     "chosen rejected response responses response_a response_b completion completions answer answers output label "

@@ -71,7 +71,7 @@ GROUPS = (
         "A labeler's own comparisons come again with swapped sides, to measure how consistent the labeler is.",
         (
             Control("repeats.rate", "Share of tasks", "0 to 1; at 0 there are none."),
-            Control("repeats.gap", "Other judgments in between, at least", kind="count"),
+            Control("repeats.gap", "Minimum number of other judgments in between", kind="count"),
         ),
     ),
     Group(

@@ -220,7 +220,7 @@ def _visible(session: Session, project: Project, user: User, attempt_id: int) ->
     """Its author sees an attempt, and staff."""
     seen = queries.attempt(session, project.id, attempt_id) if attempt_id < 2**63 else None
     if seen is None:
-        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
+        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own attempts.")
     if seen.attempt.author_id != user.id and not {"admin", "operator"} & roles_in(session, project.id, user):
         raise Forbidden("Somebody else made this attempt.", "Your own are on the red-team page.")
     return seen

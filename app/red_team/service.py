@@ -206,7 +206,7 @@ def _own(session: Session, project: Project, author: User, attempt_id: int) -> R
 
 def _of_author(attempt: RedTeamAttempt | None, author: User, attempt_id: int) -> RedTeamAttempt:
     if attempt is None:
-        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
+        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own attempts.")
     if attempt.author_id != author.id:
         raise Forbidden("Somebody else made this attempt.", "Only its author can rate, cancel or repeat it.")
     return attempt

@@ -104,7 +104,7 @@ def adopt(
     project: ProjectOption,
     operator: OperatorOption,
     number: NumberOption = None,
-    previous: Annotated[bool, typer.Option("--previous", help="adopt the policy before the round instead")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="adopt the policy from before the round")] = False,
     reason: Annotated[
         str, typer.Option(help="reason for the audit log; not needed to go back to an earlier policy")
     ] = "",

@@ -23,7 +23,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "kl_target": (
         "KL target",
-        "KL to the reference model to aim for, in nats per response; higher lets the policy move further",
+        "target KL to the reference model, in nats per response; higher lets the policy move further",
     ),
     "loss": ("Loss", "what the policy learns to minimize; ORPO and SimPO use no reference model"),
     "beta": ("Beta", "smaller values let the policy move further from the reference"),

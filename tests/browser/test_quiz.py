@@ -90,7 +90,7 @@ def test_without_javascript_and_on_a_phone(session: Session, open_page: OpenPage
     project = project_with_quiz(session, quiz=[QUIZ[0], item])
     page = open_page("labeler", width=390, javascript=False, dark=True)
     page.goto(f"/projects/{project.slug}/quiz")
-    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start quiz").click()
     page.get_by_label("First is better").check()
     page.get_by_role("button", name="Answer").click()
     expect(page.get_by_text("Paris it is.")).to_be_visible()

@@ -234,7 +234,7 @@ def test_an_undone_import_leaves_nothing_that_counts_and_can_come_again(
     assert sorted(session.scalars(select(Prompt.split))) == ["train", "withdrawn"]
     assert insights.live(session, project.id).figures == before
 
-    with pytest.raises(Conflict, match="was undone already"):
+    with pytest.raises(Conflict, match="was already undone"):
         undo(session, project, answers.import_id or 0)
     with pytest.raises(NotFound):
         undo(session, factories.project(session), answers.import_id or 0)

@@ -42,7 +42,7 @@ def test_pairs_and_judgments_uploaded_together(session: Session, project: Projec
     assert event.actor_id == admin.user.id
 
     again = admin.post(f"/projects/{project.slug}/data", {}, files=sent)
-    assert "0 comparisons (18 more were there already)" in again.text
+    assert "0 comparisons (18 more were already there)" in again.text
 
 
 def test_a_whole_project_is_downloaded_and_becomes_another(
@@ -76,7 +76,7 @@ def test_thumbs_are_imported_once_and_exported(session: Session, project: Projec
     assert "4 thumbs, 3 new labelers" in answer.text
     assert session.scalar(select(func.count()).select_from(Demonstration)) == 0
     assert session.scalar(select(func.count()).select_from(Completion)) == 2
-    assert "0 thumbs (4 more were there already)" in admin.post(url, {}, files=files(("t.jsonl", content))).text
+    assert "0 thumbs (4 more were already there)" in admin.post(url, {}, files=files(("t.jsonl", content))).text
     changed = json.dumps(down | {"label": True}).encode()
     assert (
         "t already gave this response a thumb down, now one up"

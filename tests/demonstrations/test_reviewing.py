@@ -70,7 +70,7 @@ def test_an_edit_to_what_another_demonstration_says_is_refused(session: Session)
     prompt = factories.prompt(session, project)
     factories.demonstration(session, prompt, "Yes.", digest=service.digest("Yes."))
     written = factories.demonstration(session, prompt, "Yes", state="pending")
-    with pytest.raises(Conflict, match="there already"):
+    with pytest.raises(Conflict, match="already exists"):
         service.approve(session, project, admin, written.id, decision(written, "Yes."))
     assert (written.state, written.text) == ("pending", "Yes")
 

@@ -130,7 +130,7 @@ def test_an_empty_answer_and_one_that_is_there_already_are_refused(session: Sess
     imported = factories.demonstration(
         session, session.get_one(queries.Prompt, given.prompt_id), "Same.", digest=service.digest("Same.")
     )
-    with pytest.raises(Conflict, match="there already, approved"):
+    with pytest.raises(Conflict, match="already exists and is approved"):
         service.submit(session, project, ann, given.id, answer(given, "Same."))
     assert demonstrations(session) == [imported]
     assert len(tasks(session)) == 1

@@ -227,5 +227,5 @@ def test_from_the_command_line(
     assert "It learned from 3 judgments, 1 demonstration of 2 people" in checked.output
     with pytest.raises(NotFound, match="no model policy-7"):
         run.invoke(commands, ["model", "export", "policy-7", str(out) + "2", "--project", "p"], catch_exceptions=False)
-    with pytest.raises(Conflict, match="exists already"):
+    with pytest.raises(Conflict, match="already exists"):
         run.invoke(commands, ["model", "export", "policy-1", str(out), "--project", "p"], catch_exceptions=False)

@@ -264,7 +264,7 @@ def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
     written = service.correct(session, project, owner, chat, turn.id, better)
     assert (written.text, written.state, written.author_id) == (" Crumb and crust.\n", "pending", owner.id)
     assert written.prompt_id == attempt.prompt_id  # the same conversation stands once in a project
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="already exists"):
         service.correct(session, project, owner, chat, turn.id, better)
     for wrong, words in (("Mud.", "did not change the model's answer"), (" \n", "Nothing is written")):
         with pytest.raises(InvalidInput, match=words):

@@ -138,8 +138,8 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
     [
         ({"calibration.rate": "1.5"}, "Calibration, “Share of tasks”: must be at most 1"),
         ({"calibration.window": "2.5"}, "Calibration, “Recent answers counted”: must be a whole number"),
-        ({"repeats.gap": ""}, "Hidden repeats, “Other judgments in between, at least”: must be a whole number"),
-        ({"repeats.gap": "-1"}, "Hidden repeats, “Other judgments in between, at least”: must be at least 1"),
+        ({"repeats.gap": ""}, "Hidden repeats, “Minimum number of other judgments in between”: must be a whole number"),
+        ({"repeats.gap": "-1"}, "Hidden repeats, “Minimum number of other judgments in between”: must be at least 1"),
         (
             {"adaptive.on": "true", "adaptive.sure": "0.5"},
             "Adaptive overlap, “Confidence to stop”: must be more than 0.5",

@@ -181,7 +181,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     assert service.preview(session, project, config()).counts["new"] == 20  # the base model has learned nothing
     service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
-    with pytest.raises(Conflict, match="policy already"):
+    with pytest.raises(Conflict, match="already the project"):
         service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     with pytest.raises(InvalidInput, match="not a policy"):
         service.adopt(session, project, session.get_one(ModelVersion, first.reward_model_id), operator)
