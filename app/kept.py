@@ -101,7 +101,7 @@ class Kept(Generic[T]):
         with self._guard:
             if self.is_full:
                 raise Unavailable(
-                    "Many people are waiting for figures like these to be computed.",
+                    "Many people are waiting for figures like these.",
                     "Reload the page in half a minute.",
                 )
             self._inside += 1

@@ -80,7 +80,7 @@ class FormRequest(Request):
         if kind is None or (kind[1].lower() == "multipart/form-data" and not self.takes_files):
             taken = "application/x-www-form-urlencoded" + (" or multipart/form-data" if self.takes_files else "")
             raise NotAForm(
-                "The body is of a type or an encoding that this address does not take.",
+                "This address does not accept a body of this type or encoding.",
                 f"Send it as {taken}, in UTF-8.",
             )
         if kind[1].lower() != "multipart/form-data":

@@ -205,7 +205,7 @@ def _show_http_error(request: Request, error: Exception) -> Response:
         )
     if error.status_code == 405 and request.method == "GET":
         # Happens when the response to a form is opened again by its address.
-        shown = PrefloopError("Forms are sent to this address; there is no page at it.", "Go on from the start page.")
+        shown = PrefloopError("This address only accepts forms; it has no page.", "Go on from the start page.")
     else:
         shown = PrefloopError(str(error.detail), "Go back and try again.")
     shown.status = error.status_code
@@ -221,7 +221,7 @@ def _show_not_storable(request: Request, error: Exception) -> Response:
     if _sqlstate(error) not in NOT_STORABLE and "NUL" not in str(error.orig):
         return _show_unexpected(request, error)
     log.info("%s %s was refused by the database: %s", request.method, request.url.path, error)
-    advice = "Check the address, the numbers and pasted text for what does not belong there, and send it again."
+    advice = "Check the address, the numbers and any pasted text for unusual characters, and send it again."
     return _show_error(request, InvalidInput("A number is too large, or a character cannot be stored.", advice))
 
 
@@ -236,7 +236,7 @@ def _show_sent_twice(request: Request, error: Exception) -> Response:
         return _show_unexpected(request, error)
     return _show_error(
         request,
-        Conflict("This form was sent twice at the same moment, and was taken once.", "Open the page again."),
+        Conflict("This form was sent twice at the same moment, and was saved once.", "Open the page again."),
     )
 
 
@@ -249,20 +249,23 @@ def _sqlstate(error: DBAPIError) -> str:
 NOT_STORABLE = ("22003", "22021", "22P05")
 # What the database could not do and what would help, by the beginning of the error code.
 REFUSED = {
-    "53100": ("The database's disk is full.", "Tell whoever runs the service: it takes nothing until there is space."),
+    "53100": (
+        "The database's disk is full.",
+        "Tell the person who runs the service: nothing can be saved until there is space.",
+    ),
     "53300": ("The database has no free connection right now.", "Wait a few seconds and send it again."),
-    "53": ("The database has too little memory or disk for this.", "Tell whoever runs the service."),
+    "53": ("The database has too little memory or disk for this.", "Tell the person who runs the service."),
     "40": ("Somebody else changed the same thing at the same moment.", "Send it again."),
     "55P03": (
         "Somebody else is changing the same thing right now, and the wait took too long.",
         "Wait a few seconds and send it again.",
     ),
     "57014": (
-        "The database took too long for this, and was stopped.",
-        "Wait a minute and send it again. If that does not help, tell whoever runs the service: "
+        "This took the database too long, so it was stopped.",
+        "Wait a minute and send it again. If that does not help, tell the person who runs the service: "
         "PREFLOOP_STATEMENT_SECONDS sets how long it may take.",
     ),
-    "25P03": ("This took too long, and the database took it back.", "Wait a minute and send it again."),
+    "25P03": ("This took too long, so the database undid it.", "Wait a minute and send it again."),
 }
 UNREACHABLE = ("The database cannot be reached right now.", "Wait a few seconds and send it again.")
 
@@ -282,7 +285,7 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     elif request.method == "GET":
         advice = then.replace("send it again", "reload this page")
     else:
-        advice = f"Nothing was lost: reloading this page sends again what you typed. {then}"
+        advice = f"Nothing was lost: if you reload this page, it sends what you typed again. {then}"
     return _show_error(request, Unavailable(message, advice))
 
 
@@ -292,7 +295,7 @@ def _show_no_room(request: Request, error: Exception) -> Response:
     if error.errno != errno.ENOSPC:
         return _show_unexpected(request, error)
     log.warning("%s %s found the disk full", request.method, request.url.path)
-    advice = "Tell whoever runs the service: its folder for temporary files needs space. Then send it again."
+    advice = "Tell the person who runs the service: its folder for temporary files needs space. Then send it again."
     return _show_error(request, StorageFull("The service's disk is full.", advice))
 
 

@@ -105,7 +105,7 @@ def _own_folder(path: Path) -> Path:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise Unavailable(
-            f"{path} was made by somebody else, or others may write there.",
+            f"{path} was made by another user, or other users can write to it.",
             "Remove it, or set TMPDIR to a folder of your own.",
         )
     return path

@@ -56,7 +56,7 @@ def download(name: str, media_type: str, write: Callable[[Path], object]) -> Fil
 @contextlib.contextmanager
 def _place(places: threading.Semaphore) -> Iterator[None]:
     if not places.acquire(blocking=False):
-        raise Unavailable("Many people are downloading files right now.", "Try it again in a minute.")
+        raise Unavailable("Many people are downloading files right now.", "Try again in a minute.")
     try:
         yield
     finally:

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         Path.home() / ".prefloop",
-        description="Folder of all data kept on this machine: the embedded database, artifacts, the secret key.",
+        description="Folder for all data on this machine: the embedded database, artifacts and the secret key.",
     )
     database_url: str | None = Field(
         None,
@@ -44,13 +44,13 @@ class Settings(BaseSettings):
     statement_seconds: float = Field(
         60,
         ge=0,
-        description="Longest that a page's statement may take in the database, in seconds; 0: no limit. Imports, "
+        description="Longest time that a page's statement may take in the database, in seconds; 0: no limit. Imports, "
         "exports, workers and commands have none.",
     )
     lock_seconds: float = Field(
         10,
         ge=0,
-        description="Longest that a page waits for rows that somebody else is changing, in seconds; 0: no limit.",
+        description="Longest time that a page waits for rows that somebody else is changing, in seconds; 0: no limit.",
     )
     idle_seconds: float = Field(
         600,
@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     migration_lock_seconds: float = Field(
         5,
         ge=0,
-        description="Longest that an upgrade of the schema waits for a table in use, in seconds; 0: no limit. Whoever "
-        "needs the table meanwhile waits too.",
+        description="Longest time that an upgrade of the schema waits for a table in use, in seconds; 0: no limit. "
+        "Whoever needs the table meanwhile waits too.",
     )
     secret_key: str | None = Field(
         None,
@@ -90,7 +90,8 @@ class Settings(BaseSettings):
         "but the artifact folder and PREFLOOP_MODEL.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that a model brings along. Only for models whose code you have read."
+        False,
+        description="Run the Python code that comes with a model. Only for models whose code you have read.",
     )
     checkpoint_seconds: float = Field(
         60, ge=0, description="Least seconds between two checkpoints of a training run; 0: one after every step."
@@ -107,7 +108,7 @@ class Settings(BaseSettings):
         "location.",
     )
     sampling_key: str | None = Field(
-        None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
+        None, description="Key of the OpenAI-compatible server that samples, if there is one. Never stored with a run."
     )
     judge_hosts: str = Field(
         "",

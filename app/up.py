@@ -245,7 +245,7 @@ def _sole_user(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(
-                f"Prefloop runs already with its home in {home}.",
+                f"Prefloop is already running with its home in {home}.",
                 "Stop it first, or set PREFLOOP_HOME to another folder.",
             ) from None
         yield

@@ -52,12 +52,13 @@ def require_open(found: Gate, *, begun: bool = False) -> None:
     if why is None:
         return
     if why.reason == "paused":
-        raise Forbidden("You are paused in this project, so this was not taken.", why.message)
+        raise Forbidden("You are paused in this project, so nothing was saved.", why.message)
     if why.reason == "removed":
         raise Forbidden(
-            "You are no longer a labeler of this project, so this was not taken.",
+            "You are no longer a labeler of this project, so nothing was saved.",
             "An admin of the project can tell you why.",
         )
     raise Forbidden(
-        "You have not passed this project's training quiz, so this was not taken.", "Pass it first, then send it again."
+        "You have not passed this project's training quiz, so nothing was saved.",
+        "Pass the quiz first, then send this again.",
     )

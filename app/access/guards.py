@@ -120,7 +120,9 @@ def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
         state.offers = Offers(found.to_write, found.written, **offers)
     for guard in guards:
         if guard is administrator and not user.is_admin:
-            raise Forbidden("This page is for administrators of the service.", "One of them can make you another.")
+            raise Forbidden(
+                "This page is for administrators of the service.", "An administrator can give you that right."
+            )
         if isinstance(guard, HasRole):
             guard.check(state.roles)
     if slug is not None and state.project.archived_at is not None:

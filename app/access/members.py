@@ -94,7 +94,7 @@ def _locked(session: Session, project: Project, user_id: int, *, keeps_admin: bo
         queries.lock_admins(session, [project.id])
     row = queries.lock_member(session, project.id, user_id) if user_id < 2**63 else None
     if row is None:
-        raise NotFound("This project has no such member.", "The list of members names those it has.")
+        raise NotFound("This project has no such member.", "The Members page lists all members.")
     if "admin" in row.roles and not keeps_admin:
         require_other_admin(session, [project.id], user_id)
     return row

@@ -237,14 +237,14 @@ def _people(
 def _project(session: SessionDep, slug: str) -> Project:
     found = queries.project_by_slug(session, slug)
     if found is None:
-        raise InvalidInput("No project is chosen.", "Choose one of those listed.")
+        raise InvalidInput("No project is chosen.", "Choose one of the listed projects.")
     return found
 
 
 def _person(session: SessionDep, user_id: int) -> User:
     user = session.get(User, user_id)
     if user is None or user.email is None:
-        raise NotFound("There is no such person.", "They may be listed under another name on the people page.")
+        raise NotFound("There is no such person.", "The People page lists everybody.")
     return user
 
 

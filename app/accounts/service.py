@@ -67,7 +67,7 @@ def create_user(session: Session, *, email: str, name: str, password: str, kind:
         raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
-    taken = Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
+    taken = Conflict(f"{email} already has an account.", "Sign in instead, or use another address.")
     if queries.user_by_email(session, email):  # before hashing the password, which is expensive
         raise taken
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), kind=kind)
@@ -140,7 +140,7 @@ def end_other_sessions(session: Session, user: User, token: str) -> int:
 def _hash_password(password: str) -> str:
     if len(password) < MIN_PASSWORD:
         raise InvalidInput(
-            f"The password has under {MIN_PASSWORD} characters.", "Choose a longer one; a phrase is fine."
+            f"The password has fewer than {MIN_PASSWORD} characters.", "Choose a longer password; a phrase is fine."
         )
     return _passwords.hash(_normal_password(password))
 
@@ -242,7 +242,7 @@ def open_link(session: Session, token: str) -> SigninLink:
 
 
 def _gone() -> Gone:
-    return Gone("This link was used already, has expired, or never was.", "Ask whoever sent it for a new one.")
+    return Gone("This link was already used, has expired, or never existed.", "Ask for a new link.")
 
 
 def redeem_link(session: Session, token: str, *, email: str, name: str, password: str) -> User:

@@ -44,9 +44,11 @@ class AssignForm(BaseModel):
                 continue
             match = re.fullmatch(r"#?(\d{1,18})(?:-#?(\d{1,18}))?", part)
             if match is None:
-                raise InvalidInput(f"“{part}” is no number and no range.", "Write them like 12, 20-25.")
+                raise InvalidInput(f"“{part}” is neither a number nor a range.", "Write numbers like 12, 20-25.")
             low, high = int(match[1]), int(match[2] or match[1])
             if high - low >= MOST_IDS or len(found) + high - low >= MOST_IDS:
-                raise InvalidInput(f"These are more than {MOST_IDS:,} numbers.", "Choose by purpose or slice instead.")
+                raise InvalidInput(
+                    f"The list has more than {MOST_IDS:,} numbers.", "Choose by purpose or slice instead."
+                )
             found.update(range(low, high + 1))
         return sorted(found) or None

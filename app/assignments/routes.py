@@ -17,13 +17,13 @@ from app.typed import TypedDep, not_accepted, reasons_of
 router = APIRouter(prefix="/projects/{project_slug}/assignment", route_class=FormRoute)
 
 LABELS = {
-    "held": "Which are now",
+    "held": "Reserved now",
     "purpose": "Purpose",
     "slice": "Slice",
     "value": "Value of the slice",
-    "ids": "Numbers",
-    "most": "How many at most",
-    "owner": "For whom",
+    "ids": "Comparison numbers",
+    "most": "Comparisons, at most",
+    "owner": "Reserve for",
     "priority": "Priority",
 }
 

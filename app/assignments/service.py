@@ -31,9 +31,9 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
         NotFound: there is no such labeler or group here.
     """
     if not form.owner and form.priority is None:
-        raise InvalidInput("Nothing was chosen to be changed.", "Choose whom the comparisons are for, or a priority.")
+        raise InvalidInput("You chose no change.", "Choose whom to reserve the comparisons for, or a priority.")
     if form.slice and not form.value:
-        raise InvalidInput("The slice has no value.", "Write for instance “law” beside “domain”.")
+        raise InvalidInput("The slice has no value.", "Enter a value, for example “law” for the slice “domain”.")
     kind, _, number = form.owner.partition(":")
     people = []
     if kind == "labeler":
@@ -71,5 +71,7 @@ def _members(session: Session, project: Project, group_id: int) -> list[int]:
         raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")
     members = queries.members(session, project.id, group_id)
     if not members:
-        raise InvalidInput(f"The group “{name}” has nobody who can label now.", "Add some on the page of the labelers.")
+        raise InvalidInput(
+            f"Nobody in the group “{name}” can label now.", "Add members on the Labelers page, under Groups."
+        )
     return members

@@ -107,12 +107,12 @@ def _conditions(
     """Yield the conditions, cheap ones first."""
     yield Condition("no round is under way", not rounds.is_busy(session, project))
     if setter is None:
-        yield Condition("whoever set this rule is no longer an operator of the project", False)
+        yield Condition("the person who set this rule is no longer an operator of the project", False)
     try:
         config = config_of(project, basis)
     except ValidationError:  # an earlier version took them
         number = basis.number if basis else 0
-        yield Condition(f"settings of round {number} are not accepted any more: start a round by hand once", False)
+        yield Condition(f"settings of round {number} are no longer accepted: start a round by hand once", False)
         return
     problem = rounds.cannot_start(session, project, config) or rounds.lost_policy(session, store, project)
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
@@ -122,7 +122,7 @@ def _conditions(
     if rule.agreement is not None:
         share = insights.live(session, project.id).figures.percent.value
         said = "an unknown share" if share is None else f"{share:.0%}"
-        words = f"labelers agree in {said} of pairs of judgments, {rule.agreement:.0%} wanted"
+        words = f"labelers agree in {said} of pairs of judgments; the rule needs {rule.agreement:.0%}"
         yield Condition(words, share is not None and share >= rule.agreement)
     watched = _watched(session, project, basis)
     stopped = [raised.monitor.label.lower() for raised in watched.alarms if raised.stopped] if watched and basis else []
@@ -169,9 +169,9 @@ def approve(session: Session, store: ArtifactStore, project: Project, operator: 
     if found is None or not found.rule.approval:
         raise Conflict("No automatic round waits for approval.", "Reload the page: somebody changed the rule.")
     if found.rule.set_by == operator.id:
-        raise Forbidden("You set this rule yourself.", "Another operator of the project approves its rounds.")
+        raise Forbidden("You set this rule yourself.", "Another operator of the project must approve its rounds.")
     if not found.is_due:
-        raise Conflict("The rule does not hold any more.", "The page says what is missing.")
+        raise Conflict("The rule's conditions no longer hold.", "The page says what is missing.")
     return _start(session, store, project, operator, found)
 
 

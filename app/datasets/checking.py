@@ -179,7 +179,7 @@ class _Checker:
         if pair.gold is not None and abs(pair.gold) > scale.strengths:
             raise ValueError(f"known_answer {pair.gold} is outside {_rubrics(scale)}")
         if pair.gold == 0 and not scale.allow_tie:
-            raise ValueError("known_answer 0 is a tie, which the rubric does not have")
+            raise ValueError("known_answer 0 is a tie, but the rubric has no tie")
         earlier, stored = self.checked.pairs.get(digest, pair), self.known.comparisons.get(digest)
         if pair.gold is not None and earlier.gold not in (None, pair.gold):
             raise ValueError(f"known_answer {pair.gold} contradicts an earlier line's {earlier.gold}")
@@ -230,7 +230,9 @@ class _Checker:
             if not named:
                 raise ValueError(f"there is no pair with pair_id {pair_id} in these files or in the project")
             if len(named) > 1:
-                raise ValueError(f"pair_id {pair_id} names {len(named)} pairs of the project; import it with its pairs")
+                raise ValueError(
+                    f"pair_id {pair_id} names {len(named)} pairs of the project; import judgments and pairs together"
+                )
             digest = named[0]
         vote = self.vote(digest, judgment, located)
         self.require_room(digest, 1 if vote else 0)
@@ -257,14 +259,14 @@ class _Checker:
             raise ValueError(f"{name} already answered this pair with {said.preference}, now with {preference}")
         new = (judgment.rationale or said.rationale, aspects or said.aspects)
         if new != (said.rationale, said.aspects):
-            told = "The answer is there already, with another rationale or other aspects; those that were first stay"
+            told = "The answer is already there with another rationale or other aspects; the first ones stay"
             self.contents[located.file].tell(told, located.line)
         return None
 
     def is_removed(self, labeler: Labeler, located: Located) -> bool:
         if labeler not in self.known.removed:
             return False
-        told = f"{labeler.name} was removed from this project; what they said was left out"
+        told = f"{labeler.name} was removed from this project; their judgments were left out"
         self.contents[located.file].tell(told, located.line)
         return True
 
@@ -274,7 +276,7 @@ class _Checker:
         for name, said in judgment.aspects.items():
             own = names.get(_plain(name))
             if own is None:
-                told = f"The rubric has no aspect {name}; what is said of it was left out"
+                told = f"The rubric has no aspect {name}; its ratings were left out"
                 self.contents[located.file].tell(told, located.line)
                 continue
             preference = said * ((scale.strengths + 1) // 2) if judgment.preference is None else said

@@ -28,26 +28,33 @@ FORMAT_HELP = "One of: " + "; ".join(f"{name} ({format_.about})" for name, forma
 
 def import_command(
     paths: Annotated[list[Path], typer.Argument(help="JSONL, JSON, CSV, Parquet or Arrow files, or folders of them.")],
-    project: Annotated[str, typer.Option(help="Address of the project; made when there is none.")],
-    name: Annotated[str | None, typer.Option(help="Name of a project that is made.")] = None,
+    project: Annotated[str, typer.Option(help="Address of the project; it is made if it does not exist.")],
+    name: Annotated[str | None, typer.Option(help="Name of the project if it is made.")] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", "--kind", help=f"Else found from the keys. {FORMAT_HELP}.")
+        str | None,
+        typer.Option(
+            "--format", "--kind", help=f"Format of the files. Default: detected from the keys. {FORMAT_HELP}."
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Name for labelers and responses the lines give none. Else the file's name.")
+        str | None, typer.Option(help="Name of labelers and responses if a line gives none. Default: the file's name.")
     ] = None,
     heldout_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of prompts (or topics) never trained on, by a hash.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of prompts (or topics) to hold out from training, chosen by a hash."),
     ] = None,
     split_by: Annotated[
-        Literal["prompt", "topic"], typer.Option(help="Hold out single prompts or whole topics (then 0.2 unless said).")
+        Literal["prompt", "topic"],
+        typer.Option(help="Hold out single prompts or whole topics. With topics, the default share is 0.2."),
     ] = "prompt",
-    skip_invalid: Annotated[bool, typer.Option(help="Import the good lines and list the bad ones.")] = False,
-    ai_judge: Annotated[bool, typer.Option(help="The judgments in these files are an AI judge's.")] = False,
+    skip_invalid: Annotated[bool, typer.Option(help="Import the valid lines and list the invalid ones.")] = False,
+    ai_judge: Annotated[bool, typer.Option(help="An AI judge gave the judgments in these files.")] = False,
     only_preview: Annotated[
-        bool, typer.Option("--preview", help="Show what an import would do, and write nothing.")
+        bool, typer.Option("--preview", help="Show what the import would do without writing anything.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Import without asking after the preview.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Import without asking for confirmation after the preview.")
+    ] = False,
 ) -> None:
     """Bring prompts, pairs, judgments and demonstrations into a project. Running it again adds nothing twice.
 
@@ -110,18 +117,23 @@ def _planned(session: Session, target: Project, files: list[ImportFile], options
 
 
 def undo_command(
-    number: Annotated[int, typer.Argument(help="Of the import; it was printed after it, and stands on the Data page.")],
+    number: Annotated[
+        int, typer.Argument(help="Number of the import: the import printed it, and the Data page lists it.")
+    ],
     project: Annotated[str, typer.Option(help="Address of the project.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Even if labelers have judged what it added.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Undo even if labelers have judged what the import added.")
+    ] = False,
 ) -> None:
     """Withdraw what an import added. Nothing is deleted, and the files can be imported again."""
     with command_session(Settings()) as session:
         target = _project(session, project)
         if not yes and (lost := undo.judged_here(session, target, number)):
             raise Conflict(
-                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would count no more, and "
-                "another import does not bring them back.",
-                "Give --yes to undo it all the same.",
+                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would no longer count, "
+                f"and "
+                "another import does not restore them.",
+                "Add --yes to undo the import anyway.",
             )
         done = undo.undo(session, target, number)
     Console().print(f"Import {number} was undone. {done.describe()}", soft_wrap=True, highlight=False)
@@ -131,13 +143,13 @@ def export_command(
     project: Annotated[str, typer.Option(help="Address of the project.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .jsonl or .jsonl.gz.")],
     kind: Annotated[
-        export.Kind, typer.Option(help="What to write; `full` is the whole project, to be imported again.")
+        export.Kind, typer.Option(help="What to export; `full` is the whole project, which can be imported again.")
     ] = "preferences",
-    split: Annotated[Literal["all", "train", "heldout"], typer.Option(help="On which prompts.")] = "all",
+    split: Annotated[Literal["all", "train", "heldout"], typer.Option(help="Prompts to export from.")] = "all",
     columns: Annotated[
-        str, typer.Option(help=f"Further columns, separated by commas: {', '.join(export.COLUMNS)}, or all.")
+        str, typer.Option(help=f"Additional columns, separated by commas: {', '.join(export.COLUMNS)}, or all.")
     ] = "",
-    pseudonyms: Annotated[bool, typer.Option(help="In a full export: numbers instead of labelers' names.")] = False,
+    pseudonyms: Annotated[bool, typer.Option(help="In a full export, replace labelers' names with numbers.")] = False,
 ) -> None:
     """Write what people decided in the formats that TRL's trainers read, or the whole project.
 
@@ -214,7 +226,7 @@ def _show(report: ImportReport, project: str) -> None:
     for file in report.files:
         console.print(f"{file.name}: {file.lines:,} lines, format {file.format}")
     for what in WHAT:
-        console.print(f"{what}: {report.added[what]:,} added, {report.present[what]:,} were there already")
+        console.print(f"{what}: {report.added[what]:,} added, {report.present[what]:,} were already there")
     console.print(f"labelers: {report.added['labelers']:,} new; held-out prompts in {project}: {report.heldout:,}")
     states = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in sorted(report.states.items()))
     console.print(f"comparisons of {project} now: {states or 'none'}")
@@ -226,4 +238,4 @@ def _show(report: ImportReport, project: str) -> None:
         _show_problems(console, report.skipped)
     if report.import_id is not None:
         undo_by = f"prefloop undo-import {report.import_id} --project {project}"
-        console.print(f"This was import {report.import_id}. To take it back: {undo_by}")
+        console.print(f"This was import {report.import_id}. To undo it: {undo_by}")

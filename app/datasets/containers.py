@@ -33,16 +33,16 @@ _NOT_SPACE = re.compile(r"\S")
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
-    b"\x28\xb5\x2f\xfd": "packed with Zstandard: unpack it, or pack it with gzip",
-    b"BZh": "packed with bzip2: unpack it, or pack it with gzip",
-    b"\xfd7zXZ": "packed with xz: unpack it, or pack it with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard: unpack it, or compress it with gzip",
+    b"BZh": "compressed with bzip2: unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\x00\x00\xfe\xff": "UTF-32 text: save it as UTF-8",
     b"%PDF": "a PDF",
     b"\x89HDF": "an HDF5 file",
     b"SQLite format 3": "an SQLite database",
-    b"\x1f\x8b": "packed with gzip twice: unpack it once",
+    b"\x1f\x8b": "compressed with gzip twice: unpack it once",
 }
 # A row's number, and its fields, or why it cannot be read, or None for a blank line.
 Row = tuple[int, dict[str, Any] | ValueError | None]
@@ -63,8 +63,8 @@ class Bounds:
         if self.bytes_left < 0 or self.rows_left < 0:
             what = "data, unpacked," if self.bytes_left < 0 else "lines"
             raise InvalidInput(
-                f"The files hold more {what} than one import reads.",
-                "Split them and import the parts one after the other.",
+                f"The files contain more {what} than one import can read.",
+                "Split the files and import the parts one after the other.",
             )
 
 
@@ -106,7 +106,9 @@ def rows(path: Path, name: str, bounds: Bounds, progress: Progress) -> Iterator[
                 _refuse_others(head, name)
                 found = _with_progress(_text_rows(stream, name), raw, total, progress)
             elif packed:
-                raise InvalidInput(f"{name} is Parquet or Arrow, packed with gzip.", "Unpack it and import it again.")
+                raise InvalidInput(
+                    f"{name} is a Parquet or Arrow file compressed with gzip.", "Unpack it and import it again."
+                )
             else:
                 found = _table(path, name, bounds, progress)
             for row in found:
@@ -203,7 +205,7 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
     text = read_before + io.TextIOWrapper(stream, encoding="utf-8", newline="").read(MAX_JSON + 1)
     if len(text) > MAX_JSON:
         raise InvalidInput(
-            f"{name} is JSON over several lines of more than {MAX_JSON >> 20} MB.",
+            f"{name} is multi-line JSON of more than {MAX_JSON >> 20} MB.",
             "Write one object on each line (JSONL) and import it again.",
         )
     decoder = json.JSONDecoder()

@@ -51,7 +51,7 @@ class ThumbCounts:
     even: int = 0  # responses with as many thumbs up as down
 
     def describe(self) -> str:
-        return f"{self.written:,} responses with a thumb. Left out: {self.even:,} with as many up as down."
+        return f"{self.written:,} responses with a thumb. Left out: {self.even:,} with as many thumbs up as down."
 
 
 def parse_columns(text: str) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, 
 def replacing(path: Path) -> Iterator[IO[str]]:
     """Write a text file (gzipped for .gz) that replaces `path` when the block ends without an error."""
     if not path.parent.is_dir():
-        raise InvalidInput(f"There is no folder {path.parent}.", "Make it first, or choose another file.")
+        raise InvalidInput(f"There is no folder {path.parent}.", "Make the folder first, or choose another file.")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as raw, contextlib.ExitStack() as stack:
@@ -223,7 +223,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageFull(
-                f"There was no room on the disk to write {path.name}.", "Free some, then retry."
+                f"There was no room on the disk to write {path.name}.", "Free some space, then retry."
             ) from error
         raise
     finally:

@@ -240,9 +240,9 @@ class Answer(Line):
         if self.choice is not None and self.preference is not None and _sign(self.preference) != self.choice:
             raise ValueError("choice and preference name different sides (a preference above 0 means B)")
         if self.aspects and self.preference is None:
-            raise ValueError("has aspects but no preference as a whole")
+            raise ValueError("has aspects but no overall preference")
         if self.labeler and self.judge:
-            raise ValueError("names a labeler and an AI judge (judge); a judgment is by one of them")
+            raise ValueError("names both a labeler and an AI judge (judge); a judgment has only one of them")
         return self
 
     def _judgment(self, source: str, pair_id: str | None = None) -> JudgmentRecord | None:

@@ -73,12 +73,15 @@ def _is_ranked(values: Values) -> bool:
     return inside or isinstance(values.get("ranks"), list) or isinstance(values.get("scores"), list)
 
 
-_RATED = "it is a rated response and no answer to imitate; choose the format rated, or demonstrations to imitate all"
-_ANSWERED = "it is more than a prompt; choose the format prompts to import the prompts alone"
+_RATED = (
+    "it is a rated response, not an answer to imitate; choose the format rated. To imitate all answers, choose the "
+    "format demonstrations"
+)
+_ANSWERED = "the line has more than a prompt; choose the format prompts to import only the prompts"
 _RATINGS = dict.fromkeys(("score", "rating", "reward", "helpfulness", "overall_score"), _RATED)
 _LABELED = (
-    "it may say that nobody should imitate the answer; choose the format unpaired if labels are true or false, or "
-    "demonstrations to imitate all"
+    "it may mark answers that nobody should imitate. If the labels are true or false, choose the format unpaired. To "
+    "imitate all answers, choose the format demonstrations"
 )
 _ANSWERS = dict.fromkeys(
     "chosen rejected response responses response_a response_b completion completions answer answers output label "
@@ -185,7 +188,7 @@ def parser(name: str, source: str, *, guessed: bool) -> Callable[[Values], Read]
         if guessed:
             for key in sorted(values.keys() & format_.unlike.keys()):
                 if not is_missing(values[key]):
-                    raise ValueError(f"was taken for the format {name}, but has the field {key}: {format_.unlike[key]}")
+                    raise ValueError(f"looks like the format {name}, but has the field {key}: {format_.unlike[key]}")
         told: list[str] = []
         return format_.line.model_validate(values).records(source, told), told
 

@@ -83,9 +83,9 @@ def check_options(kind: export.Kind, split: export.Split, columns: tuple[str, ..
         InvalidInput: a full export with a split or columns, or pseudonyms in another kind.
     """
     if kind == "full" and (split != "all" or columns):
-        raise InvalidInput("A full export holds everything.", "Leave prompts at all, and further columns at none.")
+        raise InvalidInput("A full export holds everything.", "Set prompts to all and additional columns to none.")
     if kind != "full" and pseudonyms:
-        raise InvalidInput(f"The export of {kind} names no labelers.", "Leave pseudonyms out.")
+        raise InvalidInput(f"The export of {kind} names no labelers.", "Turn pseudonyms off.")
 
 
 def _lines(session: Session, project: Project, pseudonyms: bool) -> Iterator[Line]:

@@ -59,7 +59,7 @@ TABLES: dict[str, type[Any]] = {
     "demonstration": Demonstration,
     "thumb": Thumb,
 }
-AGAIN = "Export the project again; a full export cannot be edited by hand in every place."
+AGAIN = "Export the project again. Not every part of a full export can be edited by hand."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def only(files: Sequence[ImportFile], bounds: Bounds | None = None) -> ImportFil
     bounds = bounds or Bounds()
     found = next((file for file in files if is_full(file, bounds)), None)
     if found is not None and len(files) > 1:
-        raise InvalidInput(f"{found.name} is a full export, which makes a project of its own.", "Import it alone.")
+        raise InvalidInput(f"{found.name} is a full export, which becomes a new project.", "Import it alone.")
     return found
 
 
@@ -170,7 +170,10 @@ def _project(session: Session, record: AnyLine, slug: str | None) -> Project:
     if not isinstance(record, ProjectLine):
         raise ValueError("a full export begins with the project's line")
     if slug and slug in full_queries.addresses(session, slug):
-        raise Conflict(f"There is a project with the address {slug}.", "A full export makes a new one: name another.")
+        raise Conflict(
+            f"There is already a project with the address {slug}.",
+            "A full export makes a new project: choose another address.",
+        )
     project = Project(
         slug=slug or _free_address(session, record.name),
         name=record.name,

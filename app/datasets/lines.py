@@ -38,7 +38,8 @@ from app.datasets.transcripts import Turns, join_runs, prompt_turns, turns_of
 from app.prompts.service import Messages
 
 UNPAIRED = (
-    "has one response with a label (a thumb up or down): this is unpaired feedback and no answer to imitate. Import it "
+    "has one response with a label (a thumb up or down): this is unpaired feedback, not an answer to imitate. Import "
+    "it "
     "with the format unpaired"
 )
 

@@ -15,7 +15,7 @@ def _moment(at: datetime) -> datetime:
     if at < EARLIEST:
         raise ValueError(f"{at.isoformat()} is before 1970")
     if at > datetime.now(UTC) + SLACK:
-        raise ValueError(f"{at.isoformat()} lies in the future")
+        raise ValueError(f"{at.isoformat()} is in the future")
     return at
 
 

@@ -45,9 +45,7 @@ from app.datasets.transcripts import (
 )
 from app.prompts.service import Messages
 
-COMMON_BEGINNING = (
-    "The line has no prompt, so what chosen and rejected have in common at the beginning was taken for it"
-)
+COMMON_BEGINNING = "The line has no prompt, so the common beginning of chosen and rejected was taken as the prompt"
 GPT_4 = Labeler("GPT-4", "ai_judge")
 
 
@@ -275,7 +273,7 @@ def _number(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if isinstance(value, bool) or not abs(number) < float("inf"):
-        raise ValueError(f"a rank or rating is no number: {str(value)[:50]}")
+        raise ValueError(f"a rank or rating is not a number: {str(value)[:50]}")
     return number
 
 

@@ -234,7 +234,8 @@ def _compare_rated(content: FileContent) -> None:
         rated: list[Rated] = [record.response for _, record in group]
         if len({each.text for each in rated}) < 2:
             content.tell(
-                "The only rated response to its prompt, with nothing to compare it to; it was left out", located.line
+                "The only rated response to its prompt, so there is nothing to compare it with; it was left out",
+                located.line,
             )
             continue
         try:

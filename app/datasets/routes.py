@@ -63,7 +63,9 @@ def import_files(
     """
     with _uploaded(request, sent) as (form, files, options):
         if form.previewed and form.previewed != _fingerprint(files, options):
-            raise Conflict("The files or the options are not those of the preview.", "Preview them again, then import.")
+            raise Conflict(
+                "The files or the options have changed since the preview.", "Preview them again, then import."
+            )
         if full := full_import.only(files, Bounds(options.max_bytes)):
             _require_administrator(admin)
             bounds = Bounds(options.max_bytes)
@@ -79,8 +81,8 @@ def import_files(
 def _require_administrator(admin: User) -> None:
     if not admin.is_admin:
         raise Forbidden(
-            "A full export makes a project of its own, and only administrators of the service make projects.",
-            "Ask one of them, or import prompts, pairs and judgments into this project.",
+            "A full export becomes a new project, and only administrators of the service can make projects.",
+            "Ask an administrator, or import prompts, pairs and judgments into this project.",
         )
 
 

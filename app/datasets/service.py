@@ -26,7 +26,7 @@ from app.rubrics import service as rubrics
 # Marks that separate turns in transcripts and in the chat templates of common models.
 MARKS = ("\n\nHuman:", "\n\nAssistant:", "<|im_start|>", "<|start_header_id|>", "<|user|>", "<start_of_turn>", "[INST]")
 GUIDELINE = """\
-The judgments of this version were imported. What their labelers were told stands with the data set they came from.
+The judgments of this version were imported. The instructions to their labelers are part of the data set they came from.
 """
 SHOWN_PROBLEMS = 20
 SHOWN_NOTES = 200
@@ -109,7 +109,7 @@ class ImportRefused(InvalidInput):
         count = "1 line" if len(problems) == 1 else f"{len(problems):,} lines"
         super().__init__(
             "\n  ".join([f"{count} cannot be imported, so nothing was written:", *lines]),
-            "Correct them, or import again and choose to skip invalid lines (--skip-invalid).",
+            "Correct them, or import again and skip invalid lines (--skip-invalid).",
         )
         self.problems = problems
 
@@ -307,14 +307,15 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
             notes.append(f"{content.name} is named after a test or validation split, so its prompts are held out.")
         for name, n in sorted(content.ignored.items()):
             where = f"{n:,} line{'' if n == 1 else 's'}"
-            notes.append(f"{content.name}: the field {name} ({where}) has no place here and was left out.")
+            notes.append(f"{content.name}: the field {name} ({where}) is not imported here and was left out.")
         for what, (n, first) in content.told.items():
             more = f" ({n:,} lines)" if n > 1 else ""
             notes.append(f"{place(content.name, first)}{more}: {what[:1].lower()}{what[1:]}.")
     if marked := _with_marks(checked):
         notes.append(
-            f"{marked[0]:,} prompts or responses hold marks of a transcript or a chat template ({marked[1]}). They are "
-            "taken as text that somebody wrote. If they part turns, give the conversation as a list of messages."
+            f"{marked[0]:,} prompts or responses contain markers of a transcript or a chat template ({marked[1]}). "
+            f"They are "
+            "imported as plain text. If they separate turns, give the conversation as a list of messages."
         )
     pairs = checked.pairs.values()
     empty = sum(not (pair.response_a.strip() and pair.response_b.strip()) for pair in pairs)
@@ -324,13 +325,13 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
             notes.append(f"Pairs with {what}: {n:,}, imported as they are.")
     if n := checked.not_taken["other"]:
         notes.append(
-            f"Calibration items with another known answer here: {n:,}, which stays. An admin can change it on the page "
-            "of the calibration items."
+            f"Calibration items whose known answer here differs: {n:,}. The answer here stays. An admin can change it "
+            "on the calibration page."
         )
     if n := checked.not_taken["ordinary"]:
         notes.append(
-            f"Known answers to pairs that are ordinary comparisons here: {n:,}, not taken. A reviewer who decides such "
-            "a comparison can make a calibration item of it."
+            f"Known answers to pairs that are ordinary comparisons here: {n:,}, not imported. A reviewer who decides "
+            "such a comparison can make it a calibration item."
         )
     if len(notes) > SHOWN_NOTES:
         return [*notes[:SHOWN_NOTES], f"And {len(notes) - SHOWN_NOTES:,} more notes like these."]

@@ -33,11 +33,11 @@ class Undone:
         parts = [f"{self.withdrawn[what]:,} {what}" for what in WHAT]
         said = f"Withdrawn: {', '.join(parts)}."
         if self.people:
-            said += f" Judgments given here that count no more: {self.people:,}."
+            said += f" Judgments given here that no longer count: {self.people:,}."
         if self.kept:
-            said += f" {self.kept:,} prompts stay: other comparisons, answers, thumbs or samples stand on them."
+            said += f" {self.kept:,} prompts stay, because other comparisons, answers, thumbs or samples use them."
         if self.rounds:
-            said += f" Rounds that had learned from some of it: {self.rounds:,}. Their models stay as they are."
+            said += f" Rounds that learned from some of it: {self.rounds:,}. Their models stay as they are."
         return said
 
 
@@ -68,9 +68,9 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
     queries.lock_project(session, project.id)
     found = undo_queries.locked(session, project.id, import_id)
     if found is None:
-        raise NotFound(f"There is no import {import_id} in this project.", "The Data page lists the imports.")
+        raise NotFound(f"There is no import {import_id} in this project.", "The Data page lists all imports.")
     if found.undone_at is not None:
-        raise Conflict(f"Import {import_id} was undone already.", "To have its data back, import the files again.")
+        raise Conflict(f"Import {import_id} was already undone.", "To restore its data, import the files again.")
     all_of_them = _with_copies(session, found)
     copies = all_of_them[len(found.comparisons) :]
     rounds = undo_queries.read_by_rounds(session, found, copies)

@@ -132,7 +132,7 @@ def preview(
     """Render a text as labelers will see it, and how it differs from its original. The labeler's task stays theirs."""
     roles = roles_in(session, project.id, user)
     if not {"labeler", "admin"} & roles:
-        raise Forbidden("This is for those who write or review demonstrations.")
+        raise Forbidden("This page is for people who write or review demonstrations.")
     before: str | None = None
     if form.demonstration_id is not None:
         case = _case(session, project, form.demonstration_id)

@@ -117,7 +117,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
     gate.require(session, project, labeler, begun=found is None or found.task.labeler_id == labeler.id)
     if found is None:
         raise Gone(
-            "This prompt no longer wants an answer: somebody has written one, or it was withdrawn.",
+            "This prompt no longer needs an answer: somebody has written one, or the prompt was withdrawn.",
             "Your text is kept: copy it if you need it elsewhere.",
         )
     task = found.task
@@ -166,7 +166,8 @@ def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | No
     same = queries.with_text(session, prompt_id, digest(text))
     if same is not None and same.id != own_id:
         raise Conflict(
-            f"Exactly this answer to this prompt is there already, {same.state}.", "Write one of your own, or skip it."
+            f"This exact answer to this prompt already exists and is {same.state}.",
+            "Write a different answer, or skip the prompt.",
         )
 
 
@@ -197,7 +198,7 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
         raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
     gate.require(session, project, author, begun=True)
     if not form.text.strip():
-        raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
+        raise InvalidInput("Nothing is written.", "Write the answer, or leave the page to keep the answer you sent.")
     is_same = demonstration.digest == digest(form.text)
     if is_same and demonstration.state == "pending":
         return
@@ -236,7 +237,7 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
     """
     demonstration = _as_seen(session, project, demonstration_id, form)
     if not form.text.strip():
-        raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
+        raise InvalidInput("The text is empty.", "Reject the demonstration if no part of it is useful.")
     before = demonstration.text
     if form.text != as_typed(demonstration.text):
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
@@ -290,10 +291,10 @@ def _as_seen(session: Session, project: Project, demonstration_id: int, form: Re
     if seen(demonstration) != form.seen:
         raise Conflict(
             f"This demonstration has changed since you opened it; it is {demonstration.state} now.",
-            "Nothing was changed. Open it again and look at it as it stands.",
+            "Nothing was changed. Open it again to see its present state.",
         )
     if demonstration.state == "withdrawn":
-        raise Conflict("This demonstration was withdrawn with all that its author wrote.", "It stays so.")
+        raise Conflict("This demonstration was withdrawn with everything its author wrote.", "It stays withdrawn.")
     return demonstration
 
 
@@ -311,7 +312,10 @@ def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
         return wish.count
     eligible = asking_queries.count_eligible(session, project, wish)
     if eligible < wish.count:
-        raise InvalidInput(f"{wish.count:,} were asked for, but {eligible:,} prompts fit.", "Ask for fewer, or widen.")
+        raise InvalidInput(
+            f"Only {eligible:,} prompts match, not {wish.count:,}.",
+            "Ask for fewer, or remove some filters.",
+        )
     n = asking_queries.add_tasks(session, project, wish)
     audit(session, admin.id, "demonstration.asked", project.id, **wish.model_dump(mode="json"))
     session.flush()

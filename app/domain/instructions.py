@@ -130,51 +130,51 @@ def _bare(text: str) -> str:
 
 INSTRUCTIONS: dict[str, Instruction] = {
     "words": Instruction(
-        lambda said, **bounds: within(len(words_of(said)), **bounds), "has so many words", dict(BOUNDS)
+        lambda said, **bounds: within(len(words_of(said)), **bounds), "has this number of words", dict(BOUNDS)
     ),
     "sentences": Instruction(
-        lambda said, **bounds: within(sentences(said), **bounds), "has so many sentences", dict(BOUNDS)
+        lambda said, **bounds: within(sentences(said), **bounds), "has this number of sentences", dict(BOUNDS)
     ),
     "paragraphs": Instruction(
         lambda said, **bounds: within(paragraphs(said), **bounds),
-        "has so many paragraphs, with blank lines or *** between them",
+        "has this number of paragraphs, with blank lines or *** between them",
         dict(BOUNDS),
     ),
     "bullets": Instruction(
         lambda said, **bounds: within(bullets(said), **bounds),
-        "has so many items of bulleted or numbered lists",
+        "has this number of items in bulleted or numbered lists",
         dict(BOUNDS),
     ),
     "highlights": Instruction(
         lambda said, **bounds: within(len(re.findall(r"\*\*[^*\n]+\*\*|\*[^*\n]+\*", said)), **bounds),
-        "has so many passages between asterisks",
+        "has this number of passages between asterisks",
         dict(BOUNDS),
     ),
     "placeholders": Instruction(
         lambda said, **bounds: within(len(re.findall(r"\[[^\[\]\n]+\]", said)), **bounds),
-        "has so many placeholders in square brackets, such as [address]",
+        "has this number of placeholders in square brackets, such as [address]",
         dict(BOUNDS),
     ),
     "capital_words": Instruction(
         lambda said, **bounds: within(
             sum(len(_letters(word)) > 1 and _letters(word).isupper() for word in words_of(said)), **bounds
         ),
-        "has so many words of two or more letters in capitals only",
+        "has this number of words in capitals, each with two or more letters",
         dict(BOUNDS),
     ),
     "occurs": Instruction(
         lambda said, word, **bounds: within(occurrences(said, word), **bounds),
-        "has the word or phrase so often",
+        "has the word or phrase this number of times",
         {"word": Argument("text"), **BOUNDS},
     ),
     "letter": Instruction(
         lambda said, letter, **bounds: within(said.casefold().count(letter.casefold()), **bounds),
-        "has the letter so often, small or capital",
+        "has the letter this number of times, small or capital",
         {"letter": Argument("letter"), **BOUNDS},
     ),
     "sections": Instruction(
         lambda said, marker, **bounds: within(_begins_a_line(said, marker, _NUMBERED), **bounds),
-        "has so many sections that begin with the marker and a number, such as SECTION 1",
+        "has this number of sections that begin with the marker and a number, such as SECTION 1",
         {"marker": Argument("text"), **BOUNDS},
     ),
     "includes": Instruction(
@@ -195,7 +195,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
     "title": Instruction(_is_title, "has a title in double angle brackets, such as <<A poem>>"),
     "starts_with": Instruction(
         lambda said, phrase: _flat(said).startswith(_flat(phrase)),
-        "begins with this phrase, such as the question repeated",
+        "begins with this phrase, for example the question repeated",
         {"phrase": Argument("text")},
     ),
     "ends_with": Instruction(_ends, "ends with this phrase", {"phrase": Argument("text")}),

@@ -113,7 +113,7 @@ def section(
     shown = _view(session, project, kinds, tables, {dimension: number})
     found = views.section(shown, dimension)
     if found is None:
-        raise NotFound(f"There is nothing to show by {dimension}.", "Open the agreement page anew.")
+        raise NotFound(f"Agreement cannot be shown by “{dimension}”.", "Open the agreement page again.")
     return page(request, "insights/_section.html", view=shown, section=found, **_shared(project, kinds))
 
 

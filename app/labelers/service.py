@@ -89,7 +89,7 @@ def find(session: Session, project: Project, labeler_id: int) -> Labeler:
     """Return the labeler; raise NotFound for somebody who has nothing to do with the project."""
     found = queries.labeler(session, project.id, labeler_id) if labeler_id < 2**63 else None
     if found is None:
-        raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
+        raise NotFound("This project has no labeler with that number.", "The Labelers page lists everybody who does.")
     return found
 
 
@@ -171,7 +171,7 @@ def pause(session: Session, project: Project, admin: User, labeler_id: int, mess
     """
     message = message.strip()
     if not message:
-        raise InvalidInput("The message is empty.", "Tell the labeler why they are paused and what to do.")
+        raise InvalidInput("The message is empty.", "Tell the labeler why they are paused and what to do next.")
     row = _locked(session, project, labeler_id)
     if row.state == "removed":
         raise Conflict("This labeler was removed from the project.", "There is nobody to pause.")
@@ -283,7 +283,7 @@ def withdraw_written(session: Session, project: Project, admin: User, labeler_id
         raise InvalidInput("The reason is empty.", "Say why: consent withdrawn, spam, ...")
     _locked(session, project, labeler_id, to_fit=True)
     if not any(written(session, project, labeler_id)):
-        raise Conflict("Nothing that this labeler wrote stands.", "Nothing was changed.")
+        raise Conflict("Nothing written by this labeler still counts.", "Nothing was changed.")
     _withdraw(session, project, admin, labeler_id, reason)
     fitting.refit(session, project)
 
@@ -309,7 +309,7 @@ def _locked(session: Session, project: Project, labeler_id: int, *, to_fit: bool
     or answer holds a later lock while it waits for an earlier one.
     """
     if labeler_id >= 2**63 or not gate_queries.lock_labeler(session, labeler_id):
-        raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
+        raise NotFound("This project has no labeler with that number.", "The Labelers page lists everybody who does.")
     if to_fit:
         fitting.lock(session, project)
     return queries.lock_standing(session, project.id, labeler_id)
@@ -336,7 +336,7 @@ def add_group(session: Session, project: Project, admin: User, name: str) -> Lab
     except IntegrityError as error:
         if not violates(error, "uq_labeler_group_project_id_name"):
             raise
-        raise Conflict(f"There is a group “{name}” already.", "Choose another name.") from error
+        raise Conflict(f"There is already a group “{name}”.", "Choose another name.") from error
     audit(session, admin.id, "group.added", project.id, group_id=group.id, name=name)
     return group
 
@@ -345,7 +345,10 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
     """Delete a group. Raise Conflict while comparisons are kept for it, NotFound if it does not exist."""
     group = _group(session, project, group_id)
     if group_queries.is_kept_for(session, group.id):
-        raise Conflict(f"Comparisons are kept for the group “{group.name}”.", "Empty it instead.")
+        raise Conflict(
+            f"Comparisons are reserved for the group “{group.name}”.",
+            "Remove its members instead, or reserve the comparisons for somebody else.",
+        )
     audit(session, admin.id, "group.deleted", project.id, group_id=group.id, name=group.name)
     session.delete(group)
     session.flush()
@@ -358,7 +361,7 @@ def add_members(session: Session, project: Project, admin: User, group_id: int, 
         gate_queries.lock_labeler(session, labeler_id)  # a labeler who is just being removed must leave this group too
     known = {user.id for user in group_queries.active_labelers(session, project.id)}
     if not labeler_ids:
-        raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
+        raise InvalidInput("Nobody was chosen.", "Choose people to add to the group.")
     if not known >= set(labeler_ids):
         raise NotFound("Somebody chosen cannot label any more.", "Reload the page and choose again.")
     for labeler_id in labeler_ids:

@@ -195,28 +195,28 @@ def _sided(left: Share | None) -> Share | None:
 def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterator[Reason]:
     """Say why an admin should look at a labeler."""
     if row_.labeler.state == "paused":
-        yield Reason(CALIBRATION + 1, "is paused and waits for you")
+        yield Reason(CALIBRATION + 1, "is paused and needs your decision")
     known = row_.calibration
     if known and known.n >= calibration.least and known.value < calibration.threshold:
         yield Reason(CALIBRATION, f"right on {known.hits:.0f} of {known.n:.0f} calibration items, {known.words}")
     agreed = row_.agreement
     if agreed and crowd is not None and _bounds(agreed)[1] < crowd - AGREEMENT_GAP:
-        yield Reason(AGREEMENT, f"agrees with others {agreed.words}, usual is {crowd:.0%}")
+        yield Reason(AGREEMENT, f"agrees with others in {agreed.words}; usual is {crowd:.0%}")
     left = row_.left
     if left and not _bounds(left)[0] <= 0.5 <= _bounds(left)[1]:
         side, picked = ("left", left) if left.value > 0.5 else ("right", _other(left))
-        yield Reason(SIDE, f"picks {side} {picked.words}")
+        yield Reason(SIDE, f"picks the {side} response in {picked.words}")
     if row_.streaks and row_.labeler.kind not in MACHINES:
         runs = "one run" if row_.streaks == 1 else f"{row_.streaks} runs"
         yield Reason(FAST, f"{row_.fast} answers too fast, in {runs} of {STREAK} or more")
     steady = row_.consistency
     if steady and _bounds(steady)[1] < LEAST_CONSISTENT:
-        yield Reason(CONSISTENCY, f"repeats their own answer {steady.words}")
+        yield Reason(CONSISTENCY, f"gives the same answer to repeats in {steady.words}")
     if row_.drift and row_.drift.marked:
         yield Reason(DRIFT, f"agreement fell from {row_.drift.before:.0%} to {row_.drift.now:.0%}")
     unsaid = share(row_.unsaid, row_.answers)
     if unsaid and _bounds(unsaid)[0] > MUCH_UNSAID:
-        yield Reason(UNSAID, f"cannot judge {unsaid.words}")
+        yield Reason(UNSAID, f"says “cannot judge” in {unsaid.words}")
 
 
 def _bounds(of: Share) -> tuple[float, float]:

@@ -46,15 +46,18 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     if sent_before or so_far.is_judged:
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if any(own.state == "recused" for own, _age in so_far.leases):
-        raise Gone("You have seen what others judged here, so you cannot judge it yourself.", "Take the next one.")
+        raise Gone(
+            "You have seen other people's judgments, so you can no longer judge this comparison.",
+            "Go on with the next comparison.",
+        )
     if offered.state == "withdrawn":
-        raise Gone("This comparison was withdrawn while you had it.", "No answer to it is needed any more.")
+        raise Gone("This comparison was withdrawn while you had it.", "It no longer needs an answer.")
     if offered.state != "open":
         raise _taken()
     if form.rubric_id != offered.rubric_id:
         raise Conflict(
             "A new version of the rubric applies to this comparison since you opened it.",
-            "Please read what changed and judge once more.",
+            "Please read what changed and judge again.",
         )
     holds_place = any(own.state == "live" for own, _age in so_far.leases)
     # The comparison may have been kept for somebody else in the meantime.
@@ -86,7 +89,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
     gate.require(session, project, labeler, begun=True)
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
-        raise Conflict("You have no answer here that could be taken back.")
+        raise Conflict("You have no answer here to undo.")
     _take_back(session, project, last, "undone")
     lasting = timedelta(minutes=project.lease_minutes)
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
@@ -116,9 +119,11 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
     if sent_before:
-        raise Conflict("This form was sent before with another answer.", "Open the answer again from your history.")
+        raise Conflict(
+            "This form was already sent with a different answer.", "Open the answer again from your history."
+        )
     if before.superseded_at is not None:
-        raise Conflict("This answer was replaced already.", "Open the newest one from your history.")
+        raise Conflict("This answer was already replaced.", "Open the newest answer from your history.")
     if form.rubric_id != before.rubric_id:
         raise InvalidInput("This form belongs to another version of the rubric.", "Open the answer once more.")
     said = check(form, session.get_one(Rubric, before.rubric_id), ranked=_ranked(lease))
@@ -137,16 +142,16 @@ def own_judgment(session: Session, project: Project, judgment_id: int, labeler: 
     if judgment is None or judgment.lease_id is None:
         raise NotFound("There is no such answer in this project.", "Open it from your history.")
     if judgment.labeler_id != labeler.id:
-        raise Forbidden("Somebody else gave this answer.", "You can change your own.")
+        raise Forbidden("Somebody else gave this answer.", "You can change only your own answers.")
     return answer_queries.said_on(session, judgment)[0]
 
 
 def why_final(session: Session, judgment: Judgment) -> str:
     """Say why an answer can no longer be changed; empty if it can."""
     if judgment.superseded_at is not None:
-        return "It was replaced or taken back."
+        return "It was replaced or undone."
     if recusal.is_recused(session, judgment.comparison_id, judgment.labeler_id):
-        return "You have seen what others judged."
+        return "You have seen other people's judgments."
     parts = answer_queries.said_on(session, judgment)
     judged = {part.comparison_id for part in parts}
     if judged == answer_queries.changeable(session, parts, queries.CHANGEABLE_FOR):
@@ -159,8 +164,8 @@ def why_final(session: Session, judgment: Judgment) -> str:
     if "requested" in states:
         return "The comparison is being reviewed."
     if answer_queries.is_taken_apart(session, parts):
-        return "A reviewer has asked more people about a part of it."
-    return "It is more than an hour old, or a round has begun since."
+        return "A reviewer has asked more people about part of it."
+    return "It is more than an hour old, or a round has started since."
 
 
 def changeable_by(session: Session, labeler_id: int, comparison_ids: Collection[int]) -> set[int]:
@@ -173,7 +178,7 @@ def _take_back(session: Session, project: Project, judgment: Judgment, reason: s
     """Supersede an answer and reopen what it had closed; return the comparisons that it covered."""
     answer_queries.lock_pairs(session, judgment.comparison_id)
     if why := why_final(session, judgment):
-        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
+        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it needs a change.")
     parts = answer_queries.said_on(session, judgment)
     judged = {part.comparison_id for part in parts}
     adaptive = LabelingSettings.model_validate(project.labeling).adaptive or AdaptiveOverlap()
@@ -267,4 +272,6 @@ def _has_room(comparison: Comparison) -> bool:
 
 
 def _taken() -> Gone:
-    return Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")
+    return Gone(
+        "Your time for this comparison ran out, and other labelers judged it.", "Your answer was no longer needed."
+    )

@@ -31,8 +31,8 @@ def look_at(session: Session, project: Project, labeler_id: int) -> bool:
         return False
     standing.state = "paused"
     standing.reason = (
-        f"Some tasks have known answers. Of your last {record.answers}, {record.right} agree with them; this project "
-        f"asks for {wanted.threshold:.0%}. Please read the guideline again and talk to an admin, who can let you go on."
+        f"Some tasks have known answers. You were right on {record.right} of your last {record.answers}; this project "
+        f"requires {wanted.threshold:.0%}. Please read the guideline again and ask an admin to resume your work."
     )
     standing.changed_by, standing.changed_at = None, func.now()
     audit(
@@ -88,10 +88,13 @@ def make_calibration(session: Session, project: Project, comparison_id: int, gol
         raise NotFound(f"This project has no comparison {comparison_id}.", "Go back to the list.")
     comparison = queries.lock_comparison(session, comparison_id)
     if comparison.gold is not None or comparison.purpose == "repeat":
-        raise Conflict(f"Comparison {comparison_id} measures labelers itself.", "Choose the one that it is a copy of.")
+        raise Conflict(
+            f"Comparison {comparison_id} is itself a calibration item or a repeat.", "Choose the original comparison."
+        )
     if comparison.state not in SETTLED:
         raise Conflict(
-            f"Comparison {comparison_id} is not decided yet.", "Only what is settled or adjudicated has a known answer."
+            f"Comparison {comparison_id} is not decided yet.",
+            "Only a settled or adjudicated comparison can become a calibration item.",
         )
     if mixing_queries.in_use(session, comparison) is not None:
         raise Conflict(f"Comparison {comparison_id} is a calibration item already.", "Nothing was changed.")
@@ -147,7 +150,7 @@ def correct(session: Session, project: Project, item_id: int, gold: int, actor: 
         return
     other = mixing_queries.with_answer(session, item, gold)
     if other is not None and other not in {each.id for each in kin}:
-        raise Conflict(f"Item {other} asks about the same responses and has this answer.", "Use that one instead.")
+        raise Conflict(f"Item {other} asks about the same responses and has this answer.", "Use that item instead.")
     before = item.gold
     for each in kin:
         strengths = session.get_one(Rubric, each.rubric_id).strengths
@@ -173,6 +176,6 @@ def _change_state(session: Session, kin: list[Comparison], state: str) -> None:
 def _check_gold(session: Session, comparison: Comparison, gold: int) -> None:
     rubric = session.get_one(Rubric, comparison.rubric_id)
     if gold == 0 and not rubric.allow_tie:
-        raise InvalidInput("This rubric has no tie, so nobody could give the known answer.", "Choose a side.")
+        raise InvalidInput("This rubric has no tie, so nobody could give that answer.", "Choose a side.")
     if abs(gold) > rubric.strengths:
         raise InvalidInput(f"The answer {gold} is not on the rubric's scale.", f"Choose up to {rubric.strengths}.")

@@ -25,7 +25,7 @@ def _preference(value: object) -> object:
     try:
         return int(str(value))
     except ValueError:
-        raise ValueError("this is no step of the scale") from None
+        raise ValueError("is not a step of the scale") from None
 
 
 Desk = Annotated[UUID | None, EmptyIsNone]

@@ -71,10 +71,10 @@ def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User)
     """
     found = queries.lock_leased(session, project.id, lease_id)
     if found is None:
-        raise NotFound("There is no such task in this project.", "Open the labeling page to get the next one.")
+        raise NotFound("There is no such task in this project.", "Open the labeling page to get the next task.")
     lease, comparison = found
     if lease.labeler_id != labeler.id:
-        raise Forbidden("This task was given to somebody else.", "Open the labeling page to get one of your own.")
+        raise Forbidden("This task was given to somebody else.", "Open the labeling page to get your own task.")
     return lease, comparison
 
 

@@ -88,7 +88,7 @@ def show_answer(
 ) -> Response:
     judgment = answers.own_judgment(session, project, judgment_id, labeler)
     if why := answers.why_final(session, judgment):
-        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
+        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it needs a change.")
     return _answer(request, session, project, labeler, judgment_id)
 
 

@@ -27,8 +27,8 @@ COVARIATES = {
     "bold": "bold text",
 }
 LEFT_OUT = {
-    "chosen": "the pair was chosen for what the responses are like",
-    "unknown": "nothing says how the pair was chosen",
+    "chosen": "the pair was chosen because of its responses",
+    "unknown": "it is not recorded how the pair was chosen",
     "withdrawn": "the comparison was withdrawn",
 }
 

@@ -30,14 +30,12 @@ def export(
     """
     settings = Settings()
     if output.exists():
-        raise Conflict(f"{output} exists already.", "Name a folder that does not.")
+        raise Conflict(f"{output} already exists.", "Name a folder that does not exist yet.")
     with command_session(settings) as session:
         found = projects.by_slug(session, project)
         model = queries.by_name(session, found.id, name) if found else None
         if model is None:
-            raise NotFound(
-                f"There is no model {name} in a project {project}.", "The Models page lists those there are."
-            )
+            raise NotFound(f"There is no model {name} in a project {project}.", "The Models page lists all models.")
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         said = manifest.contents(session, model) | {"base": model.base if model.adapter else None}
         source = store.resolve(model.adapter or model.base)

@@ -166,7 +166,8 @@ def verify(folder: Path, key: str | None = None) -> Manifest:
         raise InvalidInput(f"{path} is not a manifest of Prefloop.", "Export the model once more.") from None
     if key is not None and key != signed_by:
         raise Conflict(
-            f"It was signed by {signed_by}, not by {key}.", "Ask whoever gave you the folder where it is from."
+            f"The manifest was signed by {signed_by}, not by {key}.",
+            "Ask the person who gave you the folder where it comes from.",
         )
     try:
         signer.verify(signature, signed)
@@ -180,5 +181,5 @@ def verify(folder: Path, key: str | None = None) -> Manifest:
     if wrong:
         listed = printable("; ".join(sorted(wrong)[:MOST_LISTED]))
         more = f"; and {len(wrong) - MOST_LISTED:,} more" if len(wrong) > MOST_LISTED else ""
-        raise Conflict(f"The files are not those that were signed: {listed}{more}.", "Do not use this model.")
+        raise Conflict(f"The files differ from the signed files: {listed}{more}.", "Do not use this model.")
     return found

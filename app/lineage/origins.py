@@ -55,7 +55,8 @@ def learners(session: Session, project: Project, labeler_id: int | None, compari
         name = origin_queries.name_of(session, project.id, labeler_id)
         if name is None:
             raise NotFound(
-                "Nobody of that number has said anything here.", "The list of labelers names those who have."
+                "This project has no labeler with that number.",
+                "The Labelers page lists everybody who has judged or written here.",
             )
         return Learners(set(origin_queries.models_of_labeler(session, project.id, labeler_id)), name)
     if comparison_id is None or not origin_queries.has_comparison(session, project.id, comparison_id):

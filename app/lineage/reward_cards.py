@@ -144,7 +144,10 @@ def accuracy(report: Report, ceiling: Ceiling | None) -> Card:
     if ceiling:
         note = f"{_ends(ceiling.agreement)}, {ceiling.comparisons:,} comparisons"
         lines.append(Line("Two labelers", _percent(ceiling.agreement.value), note))
-    for part, label in ((report.train, "On what it was trained on"), (report.heldout, "On held-out comparisons")):
+    for part, label in (
+        (report.train, "On training comparisons"),
+        (report.heldout, "On held-out comparisons"),
+    ):
         if part.accuracy is not None:
             lines.append(Line(label, _percent(part.accuracy), f"{part.pairs:,} comparisons"))
     if by_chance:
@@ -152,7 +155,7 @@ def accuracy(report: Report, ceiling: Ceiling | None) -> Card:
     elif below:
         why = "It agrees with the labelers less often than they agree with each other."
     elif ceiling:
-        why = "It is not shown to agree with the labelers less often than they do with each other."
+        why = "There is no evidence that it agrees with the labelers less often than they agree with each other."
     else:
         why = "It is better than chance. No comparison was judged twice, so the labelers' own agreement is not known."
     return Card(
@@ -192,7 +195,7 @@ def calibration(report: Report) -> Card:
     pairs = sum(each.pairs for each in bins)
     sure = sum(each.confidence * each.pairs for each in bins) / pairs
     right = sum(each.accuracy * each.pairs for each in bins) / pairs
-    why = "How sure it is agrees with how often it is right."
+    why = "Its confidence matches how often it is right."
     if looks:
         how = "surer" if sure > right else "less sure"
         why = f"It is {how} than it should be: its confidence is {_percent(sure)}, and {_percent(right)} are right."
@@ -208,7 +211,7 @@ def plot(bins: Sequence[Bin]) -> Chart:
     calibration."""
     ends = [wilson(each.accuracy * each.pairs, each.pairs) for each in bins]
     points = Series("accuracy", [(each.confidence, each.accuracy) for each in bins], ends, joined=False)
-    panel = Panel("Share it decides as people did", [points], "share", y_range=(0.0, 1.0), diagonal=True)
+    panel = Panel("Share decided as people did", [points], "share", y_range=(0.0, 1.0), diagonal=True)
     return Chart("Calibration", "Confidence", [panel], x_unit="share", x_range=(0.48, 1.02), height=220)
 
 
@@ -236,9 +239,9 @@ def length(report: Report) -> Card:
     if biased:
         why = f"It prefers {'longer' if bias.value > 0 else 'shorter'} responses more often than people do."
     elif drops:
-        why = "It is right less often where length cannot help it."
+        why = "It is right less often when length cannot help it."
     else:
-        why = "It does not prefer longer or shorter responses more than people do, as far as these comparisons show."
+        why = "These comparisons do not show that it prefers longer or shorter responses more than people do."
     return Card(
         *("length", title, "look" if biased or drops else "fine", why, lines),
         hint="Equal length: the lengths differ by at most a tenth of the longer one.",
@@ -255,13 +258,13 @@ def stability(report: Report) -> Card:
     looks = [line.label for line in lines if line.looks]
     return Card(
         *("stability", "Harmless edits", "look" if looks else "fine" if lines else "unknown"),
-        f"Turned round by more than {MOST_FLIPPED:.0%}: {'; '.join(looks)}."
+        f"Edits that reverse more than {MOST_FLIPPED:.0%} of comparisons: {'; '.join(looks)}."
         if looks
-        else f"No edit is shown to turn round more than {MOST_FLIPPED:.0%} of comparisons."
+        else f"No edit is shown to reverse more than {MOST_FLIPPED:.0%} of comparisons."
         if lines
         else UNKNOWN,
         lines,
-        "Share of comparisons whose order turns round if one response is edited in a way that should not matter.",
+        "Share of comparisons whose order reverses if one response is edited in a way that should not matter.",
     )
 
 
@@ -272,7 +275,7 @@ def attacks(report: Report) -> Card:
     looks = [line.label for line in lines if line.looks]
     return Card(
         *("attacks", "Attacks", "look" if looks else "fine" if lines else "unknown"),
-        f"Rewarded on more than {MOST_WON:.0%} of prompts: {'; '.join(looks)}."
+        f"Attacks that win on more than {MOST_WON:.0%} of prompts: {'; '.join(looks)}."
         if looks
         else f"No attack is shown to win on more than {MOST_WON:.0%} of prompts."
         if lines

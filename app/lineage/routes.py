@@ -27,7 +27,7 @@ ADOPTIONS = 20  # shown in the list
 def model_of_path(project: ProjectDep, session: SessionDep, model_id: int) -> ModelVersion:
     model = queries.model(session, project.id, model_id) if model_id < 2**63 else None
     if model is None:
-        raise NotFound("The project has no such model.", "The Models page lists those it has.")
+        raise NotFound("The project has no such model.", "The Models page lists all models.")
     return model
 
 
@@ -105,7 +105,7 @@ def model_file(
     found = _cards(session, project, model, queries.chain(session, model.id), report)
     chart = next((card.chart for card in found if card.chart), None)
     if not found or (chart is None and name != "cards.csv"):
-        raise NotFound(f"{model.name} has no such figures.", "The model's page shows those it has.")
+        raise NotFound(f"{model.name} has no such figures.", "The model's page shows the figures that exist.")
     if name == "cards.csv":
         content = cards_csv(found)
     else:

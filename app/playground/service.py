@@ -64,9 +64,9 @@ def start(session: Session, project: Project, owner: User, form: ChatForm) -> Pl
     known = {model.id for model in models(session, project)}
     pair = [form.first_id, form.second_id]
     if not known.issuperset(pair):
-        raise InvalidInput("This project has no such model.", "Choose two from the list.")
+        raise InvalidInput("This project has no such model.", "Choose two models from the list.")
     if pair[0] == pair[1]:
-        raise InvalidInput("Both sides are the same model.", "Choose two different ones.")
+        raise InvalidInput("Both sides are the same model.", "Choose two different models.")
     if form.blind:
         SystemRandom().shuffle(pair)
     chat = PlaygroundChat(
@@ -101,13 +101,14 @@ def say(
         raise InvalidInput("Nothing is written yet.", "Write a message to both models.")
     said = queries.turns(session, chat_id)
     if len(said) >= MOST_TURNS:
-        raise Conflict(f"A chat has at most {MOST_TURNS} messages.", "Begin another one.")
+        raise Conflict(f"A chat has at most {MOST_TURNS} messages.", "Start another chat.")
     if said and said[-1].state != "answered":
         raise Conflict(
-            "The models have not answered the message before.", "Wait for the answers, or ask again if that failed."
+            "The models have not answered the previous message yet.",
+            "Wait for the answers, or ask again if that failed.",
         )
     if known is not None:
-        raise Conflict("This form has been sent already, in another chat.", "Open the page again.")
+        raise Conflict("This form was already sent in another chat.", "Open the page again.")
     _refuse_too_many(session, chat)
     ahead = queries.count_lately(session, chat.owner.id) < AHEAD_AN_HOUR
     run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server, ahead=ahead)
@@ -143,7 +144,7 @@ def _refuse_too_many(session: Session, chat: Chat) -> None:
     queries.lock_owner(session, chat.owner.id)
     if queries.count_waiting(session, chat.owner.id) >= MAX_WAITING:
         raise TooMany(
-            f"{MAX_WAITING} messages in chats that {chat.owner.name} began wait for their answers.",
+            f"{MAX_WAITING} messages in chats started by {chat.owner.name} are still waiting for answers.",
             "Send this one when the first is answered.",
         )
 
@@ -207,19 +208,17 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
         return session.get_one(Comparison, turn.comparison_id)
     if len(said) > 1:
         raise Conflict(
-            "From the second message on, the two models answer different conversations.",
+            "After the first message, the two models answer different conversations.",
             "Ask labelers about the answers to the first.",
         )
     if turn.first is None or turn.second is None or turn.first["text"] == turn.second["text"]:
         raise Conflict("There are no two different answers.", "Ask labelers about another message.")
     rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None:
-        raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
+        raise Conflict("The project has no published rubric.", "Publish a rubric, so that labelers can judge by it.")
     prompt = prompts.add(session, project.id, conversation((), 0, turn.text), source="playground")
     if prompt.split != "train":
-        raise Conflict(
-            "This prompt measures policies, and a pair that somebody has chosen must not.", "Ask something else."
-        )
+        raise Conflict("This prompt measures policies, so nobody may choose its pairs by hand.", "Ask something else.")
     a, b = (
         Completion(prompt_id=prompt.id, model_version_id=model_id, source="playground", **answer)
         for model_id, answer in ((chat.first.id, turn.first), (chat.second.id, turn.second))
@@ -293,7 +292,7 @@ def correct(
     """
     answer = _answer_of(session, project, chat_id, turn_id, form.side)
     if form.text == answer.said["text"]:
-        raise InvalidInput("The answer is as the model gave it.", "Change what is wrong with it.")
+        raise InvalidInput("You did not change the model's answer.", "Correct what is wrong with it.")
     prompt = prompts.add(session, project.id, answer.messages, source="playground")
     return demonstrations.write(session, project, actor, prompt, form.text)
 

@@ -112,7 +112,7 @@ def compare_file(
     """Download settings, data and figures of both rounds."""
     chosen = _chosen(session, queries.rounds(session, project.id), first, second)
     if chosen is None:
-        raise NotFound("The project has fewer than two rounds.", "Two rounds can be compared once there are two.")
+        raise NotFound("The project has fewer than two rounds.", "You can compare rounds after the second round.")
     names = f"{chosen[0].round.number}-{chosen[1].round.number}"
     content = comparing.compared_csv(comparing.compare(session, *chosen, 0))
     return attachment(f"{project.slug}-rounds-{names}.csv", content)

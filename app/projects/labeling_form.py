@@ -34,23 +34,23 @@ GROUPS = (
     Group(
         "once",
         "Judged by one person",
-        "As many judgments teach the policy more when most of them are of different comparisons. The others, and those "
-        "on held-out prompts, get the project's overlap and show how far people agree.",
-        (Control("judged_once", "Comparisons on train prompts, %", "0: all get the overlap.", kind="percent"),),
+        "The same number of judgments teaches the policy more if most of them are on different comparisons. All other "
+        "comparisons, including those on held-out prompts, get the project's overlap and show how much people agree.",
+        (Control("judged_once", "Comparisons on train prompts, %", "At 0, all get the overlap.", kind="percent"),),
     ),
     Group(
         "adaptive",
         "Adaptive overlap",
-        "Instead of a fixed number: stop asking once the answers leave no doubt, ask on while they are split. An "
-        "overlap rule comes before this.",
+        "Instead of a fixed overlap, stop asking once the answers are clear and keep asking while they are split. An "
+        "overlap rule takes precedence.",
         (
             Control("adaptive.on", "Adapt the overlap to the answers", kind="flag"),
-            Control("adaptive.at_least", "Judgments asked for at first", kind="count"),
+            Control("adaptive.at_least", "Judgments at first", kind="count"),
             Control("adaptive.at_most", "Judgments at most", kind="count"),
             Control(
                 "adaptive.sure",
                 "Confidence to stop, %",
-                "Stop when one outcome has this probability; 50 to 100.",
+                "Stop asking when one outcome has this probability; 50 to 100. Higher asks more people.",
                 kind="percent",
             ),
         ),
@@ -58,38 +58,38 @@ GROUPS = (
     Group(
         "calibration",
         "Calibration",
-        "Items with known answers, mixed into everybody's tasks unseen; each person meets each item once.",
+        "Comparisons with known answers, mixed into everybody's tasks unmarked. Each person gets each item once.",
         (
-            Control("calibration.rate", "Of all tasks, %", "0 shows none.", kind="percent"),
-            Control("calibration.threshold", "Least accuracy, %", "Whoever is below it is paused.", kind="percent"),
+            Control("calibration.rate", "Share of tasks, %", "At 0 there are none.", kind="percent"),
+            Control("calibration.threshold", "Minimum accuracy, %", "Labelers below it are paused.", kind="percent"),
             Control("calibration.window", "Recent answers counted", kind="count"),
-            Control("calibration.least", "Answers before anybody is paused", kind="count"),
+            Control("calibration.least", "Answers before a labeler can be paused", kind="count"),
         ),
     ),
     Group(
         "repeats",
         "Hidden repeats",
-        "A labeler's own comparisons once more, sides exchanged: how consistent are they?",
+        "A labeler's own comparisons come again with swapped sides, to measure how consistent the labeler is.",
         (
-            Control("repeats.rate", "Of all tasks, %", "0 shows none.", kind="percent"),
-            Control("repeats.gap", "Other judgments in between, at least", kind="count"),
+            Control("repeats.rate", "Share of tasks, %", "At 0 there are none.", kind="percent"),
+            Control("repeats.gap", "Minimum number of other judgments in between", kind="count"),
         ),
     ),
     Group(
         "quiz",
         "Quiz",
-        "Where the rubric has one, labelers take it before their first task under that version.",
+        "If the rubric has a quiz, labelers take it before their first task under that version.",
         (Control("quiz_pass", "Right answers to pass, %", kind="percent"),),
     ),
     Group(
         "pairs",
         "Which pairs are asked",
-        "How the pairs of newly sampled responses are chosen. The numbers are relative to one another; where a way has "
-        "nothing to choose by, such as no reward model yet, a random pair takes its place.",
+        "How the pairs of newly sampled responses are chosen. The numbers are relative weights. If a method cannot "
+        "choose, for example because there is no reward model yet, a random pair takes its place.",
         (
             Control("pairs.random", "At random"),
             Control("pairs.near_miss", "Near misses", "The responses closest in reward."),
-            Control("pairs.uncertain", "Uncertain", "Where the heads of the reward model disagree most."),
+            Control("pairs.uncertain", "Uncertain", "Pairs on which the heads of the reward model disagree most."),
             Control(
                 "pairs.new_against_old",
                 "New against old",
@@ -106,7 +106,7 @@ GROUPS = (
     Group(
         "difficulties",
         "Which prompts are sampled",
-        "How prompts are mixed by difficulty when there are more than a round samples; relative numbers.",
+        "The mix of difficulties if there are more prompts than a round samples. The numbers are relative weights.",
         (
             Control("difficulties.easy", "Easy"),
             Control("difficulties.hard", "Hard"),
@@ -116,8 +116,8 @@ GROUPS = (
     Group(
         "consensus",
         "Consensus",
-        "How the judgments of a comparison become one. A change is applied to all comparisons at once. Where labelers "
-        "have given few judgments, the last two decide nearly as the majority does.",
+        "How the judgments of a comparison become one result. A change applies to all comparisons at once. If labelers "
+        "have given few judgments, the last two methods decide almost as the majority does.",
         (
             Control(
                 "consensus",
@@ -143,8 +143,8 @@ GROUPS = (
     ),
     Group(
         "own_figures",
-        "What labelers see of their own figures",
-        "On their own page; the number of judgments is always there. Agreement and accuracy count up to yesterday.",
+        "Figures labelers see about themselves",
+        "Shown on their own page, beside the number of judgments. Agreement and accuracy count up to yesterday.",
         (
             Control("own_figures.agreement", "Agreement with others", kind="flag"),
             Control("own_figures.calibration", "Accuracy on calibration items", kind="flag"),
@@ -241,7 +241,7 @@ _WORDS = {
     "int_from_float": "must be a whole number",
     "float_parsing": "must be a number",
     "finite_number": "must be a number",
-    "literal_error": "is none of the choices",
+    "literal_error": "is not one of the choices",
     "string_pattern_mismatch": "needs a slice or purpose to apply to",
 }
 

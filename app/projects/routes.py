@@ -205,7 +205,7 @@ def _changed_meanwhile(typed: Mapping[str, str], settings: Mapping[str, Any]) ->
         return None
     return Conflict(
         "These settings were changed after you opened this page, by somebody else or in another tab.",
-        "Nothing was saved. Below is what you chose: save again to put it in place of what stands now.",
+        "Nothing was saved. Your settings are shown below: save again to replace the present settings with yours.",
     )
 
 

@@ -69,7 +69,7 @@ def create(
         Conflict: the address is taken.
     """
     if slug is None and not (slug := slugify(name)):
-        raise InvalidInput("The name gives no address.", "Use at least one letter or digit, of any script.")
+        raise InvalidInput("The name cannot be made into an address.", "Use at least one letter or digit.")
     _check_address(slug)
     project = Project(
         slug=slug,

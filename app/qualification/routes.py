@@ -53,7 +53,7 @@ def people(
     versions = queries.versions_with_quiz(session, project.id)
     rubric = next((each for each in versions if version in (None, each.version)), None)
     if versions and rubric is None:
-        raise NotFound(f"Version {version} of the rubric has no quiz.", "Choose one of those that have.")
+        raise NotFound(f"Version {version} of the rubric has no quiz.", "Choose a version that has a quiz.")
     context: dict[str, Any] = {"rubric": rubric, "versions": versions}
     if rubric:
         # One more than is shown tells whether there is another page.

@@ -96,7 +96,9 @@ def answer(session: Session, project: Project, labeler: User, attempt: int, item
     now = standing(session, project, labeler, for_update=True)
     own = now.attempt
     if own is None or own.id != attempt:
-        raise Conflict("The quiz has changed since you opened this question.", "Go on with the one that is shown now.")
+        raise Conflict(
+            "The quiz has changed since you opened this question.", "Go on with the question that is shown now."
+        )
     if not 0 <= item < len(now.items):
         raise NotFound("There is no such question in this quiz.", "Open the quiz again.")
     if str(item) in own.answers:
@@ -104,7 +106,7 @@ def answer(session: Session, project: Project, labeler: User, attempt: int, item
     if said is None:
         raise InvalidInput("No answer was chosen.", "Choose which response is better.")
     if said not in ((-1, 0, 1) if now.rubric.allow_tie else (-1, 1)):
-        raise InvalidInput("This answer is not on the rubric's scale.", "Choose one of those shown.")
+        raise InvalidInput("This answer is not on the rubric's scale.", "Choose one of the answers shown.")
     own.answers = {**own.answers, str(item): said}
     own.correct += said == now.items[item].answer
     if len(own.answers) == len(now.items):

@@ -140,7 +140,7 @@ def attempts(
 @router.post("/attempts/accept")
 def accept(admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[AcceptForm, Form()]) -> Response:
     if not form.attempts:
-        raise InvalidInput("No attempt is chosen.", "Tick those that should become prompts.")
+        raise InvalidInput("No attempt is chosen.", "Tick the attempts that should become prompts.")
     done = service.accept(session, project, admin, form)
     return redirect(f"{_base(project)}/attempts?new={done.new}&known={done.known}&unrated={done.unrated}")
 
@@ -223,7 +223,7 @@ def _visible(session: Session, project: Project, user: User, attempt_id: int) ->
     """Return the attempt if the user may see it: its author and staff may."""
     seen = queries.attempt(session, project.id, attempt_id) if attempt_id < 2**63 else None
     if seen is None:
-        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
+        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own attempts.")
     if seen.attempt.author_id != user.id and not {"admin", "operator"} & roles_in(session, project.id, user):
         raise Forbidden("Somebody else made this attempt.", "Your own are on the red-team page.")
     return seen

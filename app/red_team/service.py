@@ -50,12 +50,12 @@ def send(
     known = queries.by_key(session, form.idempotency_key)
     if known is not None:
         if (known.author_id, known.project_id, known.messages) != (author.id, project.id, _messages(form.text)):
-            raise Conflict("This form has been sent already, with another text.", "Open the page anew to send another.")
+            raise Conflict("This form was already sent with another text.", "Reload the page to send another attempt.")
         return known
     if not form.text:
         raise InvalidInput("Nothing is written yet.", "Write a prompt that could make the model fail.")
     if project.policy_id is None:
-        raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
+        raise InvalidInput("The project has no model that could answer.", "An admin can choose one in the settings.")
     gate.require(session, project, author)
     _refuse_too_many(session, author)
     attempt = RedTeamAttempt(
@@ -78,7 +78,7 @@ def send(
 def _refuse_too_many(session: Session, author: User) -> None:
     if queries.count_waiting(session, author.id) >= MAX_WAITING:
         raise TooMany(
-            f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
+            f"{MAX_WAITING} of your attempts wait for their answers.", "Send this again when the first is answered."
         )
 
 
@@ -149,14 +149,14 @@ def rate(session: Session, project: Project, author: User, attempt_id: int, form
     attempt = _own(session, project, author, attempt_id)
     gate.require(session, project, author, begun=True)
     if attempt.answer is None:
-        raise Conflict("The model has not answered yet.", "Wait for the answer: it appears by itself.")
+        raise Conflict("The model has not answered yet.", "Wait for the answer. It appears automatically.")
     rating = (form.severity, form.all_tags, form.note)
     if rating == (attempt.severity, attempt.tags, attempt.note):
         return
     if attempt.prompt_id is not None:
-        raise Conflict("This attempt has become a prompt of the project.", "Its rating stands.")
+        raise Conflict("This attempt has become a prompt of the project.", "Its rating can no longer be changed.")
     if attempt.withdrawn_at is not None:
-        raise Conflict("This attempt was withdrawn with all that its author wrote.", "It stays so.")
+        raise Conflict("This attempt was withdrawn with everything its author wrote.", "It stays withdrawn.")
     attempt.severity, attempt.tags, attempt.note = rating
     attempt.rated_at = datetime.now(UTC)
     session.flush()
@@ -206,7 +206,7 @@ def _own(session: Session, project: Project, author: User, attempt_id: int) -> R
 
 def _of_author(attempt: RedTeamAttempt | None, author: User, attempt_id: int) -> RedTeamAttempt:
     if attempt is None:
-        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
+        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own attempts.")
     if attempt.author_id != author.id:
         raise Forbidden("Somebody else made this attempt.", "Only its author can rate, cancel or repeat it.")
     return attempt

@@ -64,11 +64,12 @@ def relabel(session: Session, project: Project, admin: User, form: RelabelForm, 
     ids = relabel_queries.lock(session, project.id, form, _limit(form))
     if len(ids) != expected:
         raise Conflict(
-            f"It would be {len(ids):,} comparisons now, not {expected:,}: some were decided or changed meanwhile.",
-            "Nothing was changed. Look at the new number and confirm it.",
+            f"It would be {len(ids):,} comparisons now, not {expected:,}: some were decided or changed in the "
+            f"meantime.",
+            "Nothing was changed. Check the new number and confirm it.",
         )
     if not ids:
-        raise InvalidInput("No comparison fits these conditions.", "Take some of them away.")
+        raise InvalidInput("No comparison matches these conditions.", "Remove some conditions.")
     overlap = _overlap(project, form)
     relabel_queries.ask_again(session, project.id, ids, rubric.id, overlap)
     audit(

@@ -49,8 +49,8 @@ DONE = {
     "review.withdrawn": "withdrew this comparison",
     "review.flags_dismissed": "dismissed the flags of this comparison",
     "review.people_right": "found the labelers of this comparison right",
-    "review.requested": "put this comparison up for review",
-    "calibration.added": "made a calibration item of this comparison",
+    "review.requested": "sent this comparison to review",
+    "calibration.added": "made this comparison a calibration item",
 }
 
 
@@ -147,7 +147,9 @@ def make_calibration(
     comparison = _take(session, project, reviewer, comparison_id, seen, ("adjudicated",))
     verdict = queries.verdict(session, comparison_id)
     if verdict is None:
-        raise Conflict("Its verdict was imported without a record.", "Put it up for review and decide it here.")
+        raise Conflict(
+            "Its verdict was imported without a record of who gave it.", "Send it to review and decide it here."
+        )
     calibration.make_calibration(session, project, comparison_id, verdict.adjudication.verdict, reviewer)
     return comparison
 
@@ -198,15 +200,17 @@ def _whom(
         if person is None:
             raise InvalidInput("This person cannot be asked: they judged or reviewed it, or may not label here.")
         if more > 1:
-            raise InvalidInput(f"{person.name} alone cannot give {more} judgments.", "Ask for one, or ask a group.")
+            raise InvalidInput(
+                f"{person.name} alone cannot give {more} judgments.", "Ask for one judgment, or ask a group."
+            )
         return person.name
     if group_id is not None:
         group = next((one for one in queries.groups_to_ask(session, comparison) if one.id == group_id), None)
         if group is None:
-            raise InvalidInput("Nobody of this group can still be asked.", "Ask another group, or anyone.")
+            raise InvalidInput("Nobody in this group can still be asked.", "Ask another group, or anyone.")
         if more > group.people:
             raise InvalidInput(
-                f"Of {group.name}, {group.people} can still be asked, not {more}.", "Ask for fewer, or ask anyone."
+                f"Only {group.people} of {group.name} can still be asked, not {more}.", "Ask for fewer, or ask anyone."
             )
         return group.name
     return None
@@ -223,7 +227,7 @@ def withdraw(
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review"))
     if not note:
-        raise InvalidInput("Withdrawing needs a reason.", "Say in the note why nobody should learn from it.")
+        raise InvalidInput("Withdrawing needs a reason.", "Write in the note why no model should learn from it.")
     comparison.state, comparison.flagged = "withdrawn", False
     return _decided(session, reviewer, comparison, "review.withdrawn", note=note)
 
@@ -314,8 +318,10 @@ def _take(
             last = decisions[-1]
             message = f"{last.reviewer} already {DONE[last.action]}."
         else:
-            message = "This comparison was judged or changed since you opened it."
-        raise Conflict(message, "Nothing was changed. This is what stands now; “Later” leads to the next one.")
+            message = "This comparison was judged or changed after you opened it."
+        raise Conflict(
+            message, "Nothing was changed. The page shows its present state. “Later” goes to the next comparison."
+        )
     return comparison
 
 
@@ -327,16 +333,17 @@ def _last(seen: str) -> str:
 def _refuse_measuring(comparison: Comparison) -> None:
     if comparison.purpose in MEASURING:
         raise Conflict(
-            "Calibration items and repeats measure labelers: a decision about one would change nothing.",
-            "Its flags can be dismissed, and it can be withdrawn.",
+            "Calibration items and repeats only measure labelers, so a verdict on them would change nothing.",
+            "You can dismiss its flags or withdraw it.",
         )
 
 
 def _refuse_blind(session: Session, viewer: User, comparison: Comparison) -> None:
     if blind_for(session, viewer, [comparison]):
         raise Forbidden(
-            "You may still judge this comparison, or change how you did, so what others said is closed to you.",
-            "Give up judging it in order to review it.",
+            "You may still judge this comparison or change your judgment, so other people's judgments are hidden "
+            "from you.",
+            "Give up judging it to review it.",
         )
 
 

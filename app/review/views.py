@@ -97,7 +97,7 @@ def row(queue: str, queued: Queued, *, hidden: bool) -> Row:
         assert comparison.reward_p_b is not None
         return Row(queued, f"{said}; reward model {odds(comparison.reward_p_b)}", hidden)
     if queue == "requested":
-        asked = "{} asked for a second look" if queued.requested_by else "A second look was asked for"
+        asked = "{} requested a review" if queued.requested_by else "A review was requested"
         why = f"{asked}: “{{}}”" if queued.request else f"{asked} ({said})"
         given = [_apart(text) for text in (queued.requested_by, queued.request) if text]
         return Row(queued, Markup(why).format(*given), hidden)
@@ -112,7 +112,7 @@ def flags_in_words(answers: Iterable[Answer]) -> Markup:
         for flag in answer.flags:
             by_flag.setdefault(flag, []).append(_who(answer.labeler, answer.kind))
     parts = (Markup("{}: {}").format(_apart(flag), Markup(", ").join(names)) for flag, names in sorted(by_flag.items()))
-    return Markup("; ").join(parts) or Markup("flag taken back since")
+    return Markup("; ").join(parts) or Markup("flag since removed")
 
 
 def _who(name: str, kind: str) -> Markup:
@@ -142,9 +142,9 @@ def decision(made: Decision, strengths: int) -> str:
         case "review.people_right":
             return "found the labelers right, not the reward model"
         case "review.requested":
-            return "put it up for review"
+            return "sent it to review"
         case "calibration.added":
-            return "made a calibration item of it"
+            return "made it a calibration item"
     return made.action.removeprefix("review.").replace("_", " ")
 
 

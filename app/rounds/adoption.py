@@ -105,11 +105,11 @@ def adopt(
         raise InvalidInput(f"{model.name} is not a policy.", "Choose a base model, a fine-tuned model or a policy.")
     if active := queries.active_round(session, project.id):
         raise Conflict(
-            f"Round {active.number} is still {active.state} and began with the current policy.",
+            f"Round {active.number} is still {active.state} and started from the current policy.",
             "Wait until it is done, or cancel it.",
         )
     if project.policy_id == model.id:
-        raise Conflict(f"{model.name} is the project's policy already.", "Nothing is left to do.")
+        raise Conflict(f"{model.name} is already the project's policy.", "There is nothing to do.")
     if lost := lost_files(store, model):
         raise lost
     if len(reason) > LONGEST_REASON:
@@ -117,7 +117,7 @@ def adopt(
     if not reason and not was_policy(session, project, model):
         raise InvalidInput(
             f"People have not shown yet that they prefer {model.name}, so adopting it needs a reason.",
-            "Say in a sentence why it should become the policy: the audit log keeps it.",
+            "Write in a sentence why it should become the policy. The audit log keeps the reason.",
         )
     change(session, project, model, actor.id, reason or "Back to an earlier policy.")
 

@@ -27,8 +27,8 @@ from app.suites.cli import said_of_suite
 round_app = typer.Typer(no_args_is_help=True, help="Rounds of training, from the command line.")
 
 ProjectOption = Annotated[str, typer.Option("--project", "-p", help="the project's address (slug)")]
-OperatorOption = Annotated[str, typer.Option("--as", help="e-mail of the operator who does it")]
-NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the round's number; without it the newest")]
+OperatorOption = Annotated[str, typer.Option("--as", help="e-mail address of the operator who does it")]
+NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the round's number; default: the newest")]
 
 
 @round_app.command()
@@ -48,7 +48,7 @@ def start(
         config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         round_ = service.start(session, store, found, _operator(session, found, operator), config)
-        typer.echo(f"Round {round_.number} is started: a worker freezes what it reads and goes on from there.")
+        typer.echo(f"Round {round_.number} is started. A worker freezes the data it reads and then trains.")
 
 
 @round_app.command()
@@ -104,8 +104,10 @@ def adopt(
     project: ProjectOption,
     operator: OperatorOption,
     number: NumberOption = None,
-    previous: Annotated[bool, typer.Option("--previous", help="the policy before the round instead")] = False,
-    reason: Annotated[str, typer.Option(help="why, for the audit log; not needed to go back to a policy")] = "",
+    previous: Annotated[bool, typer.Option("--previous", help="adopt the policy from before the round")] = False,
+    reason: Annotated[
+        str, typer.Option(help="reason for the audit log; not needed to go back to an earlier policy")
+    ] = "",
 ) -> None:
     """Make a round's new policy the project's policy."""
     settings = Settings()
@@ -114,7 +116,7 @@ def adopt(
         round_ = _round(session, found, number)
         model_id = round_.policy_before_id if previous else round_.policy_after_id
         if model_id is None:
-            raise Conflict(f"Round {round_.number} has made no policy.", "Choose another round.")
+            raise Conflict(f"Round {round_.number} made no policy.", "Choose another round.")
         model = session.get_one(ModelVersion, model_id)
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         service.adopt(session, store, found, model, _operator(session, found, operator), reason)
@@ -126,7 +128,7 @@ def said_of(wins: outcomes.WinRate) -> str:
     said = wins.said
     assert said is not None, "of all prompts"
     text = f"win rate {said.value:.2f}, 95% interval {said.low:.2f} to {said.high:.2f}, {said.prompts} prompts"
-    return f"{text}; about {said.more} more decide, if people go on like this" if said.more else text
+    return f"{text}; at the present win rate, about {said.more} more prompts decide" if said.more else text
 
 
 def _project(session: Session, slug: str) -> Project:

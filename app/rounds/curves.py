@@ -22,25 +22,77 @@ class Curves(NamedTuple):
     names: tuple[str, ...]
     hint: str = ""
 
+    @property
+    def labels(self) -> list[str]:
+        """What a person reads for each of the names."""
+        return [LABELS[name] for name in self.names]
+
 
 PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
 ROLLOUTS = ("ppo", "rloo", "grpo")
-SCORES = "scores: before the KL leash"
-SHARES = "shares, of the answers that the run samples"
-UNSURE = "beyond: answers that the reward model doubts; ceiling: it scores them above 99% of the compared ones"
+
+SCORES = "mean per response"
+SHARES = "shares of the answers that the run samples"
+UNSURE = "doubted: answers unlike the compared ones; ceiling: answers scored above 99% of the compared ones"
+
+LABELS = {
+    "loss": "training",
+    "eval_loss": "not trained on",
+    "accuracy": "training",
+    "eval_accuracy": "not trained on",
+    "margin": "training",
+    "eval_margin": "not trained on",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "training",
+    "eval_rewards/accuracies": "not trained on",
+    "objective/scores": "score",
+    "objective/rlhf_reward": "score minus KL penalty",
+    "objective/kl": "KL",
+    "objective/kl_k3": "KL",
+    "heldout/accuracy": "held-out accuracy",
+    "objective/kl_coef": "KL coefficient",
+    "loss/policy_avg": "policy",
+    "loss/value_avg": "critic",
+    "monitor/length": "tokens",
+    "monitor/finished": "finished",
+    "monitor/variety": "variety",
+    "monitor/repetition": "repetition",
+    "monitor/refusals": "refusals",
+    "monitor/hedging": "hedging",
+    "monitor/flattery": "flattery",
+    "monitor/beyond": "doubted",
+    "monitor/ceiling": "ceiling",
+}  # what a person reads in place of a metric's name
 
 CURVES = (
     Curves("Reward model: loss", ("reward",), ("loss", "eval_loss")),
-    Curves("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
-    Curves("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
-    Curves("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
+    Curves(
+        "Reward model: accuracy",
+        ("reward",),
+        ("accuracy", "eval_accuracy"),
+        "share of comparisons decided as people did",
+    ),
+    Curves(
+        "Reward model: margin",
+        ("reward",),
+        ("margin", "eval_margin"),
+        "mean reward of the chosen minus the rejected response",
+    ),
+    Curves("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats per token of the answers"),
     Curves("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
     Curves("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
     Curves("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
     Curves("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
-    Curves("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
-    Curves("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
-    Curves("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
+    Curves("Policy: KL", ROLLOUTS, ("objective/kl",), "nats per response, to the reference model"),
+    Curves("Policy: KL", TURNS, ("objective/kl_k3",), "nats per response, to the policy the round began with"),
+    Curves(
+        "Policy: held-out comparisons",
+        TURNS,
+        ("heldout/accuracy",),
+        "share of comparisons whose winner became more likely",
+    ),
     Curves("Monitors: length", SAMPLING_ALGORITHMS, ("monitor/length",), "tokens of an answer"),
     Curves(
         "Monitors: answers", SAMPLING_ALGORITHMS, ("monitor/finished", "monitor/variety", "monitor/repetition"), SHARES
@@ -49,7 +101,12 @@ CURVES = (
         "Monitors: phrases", SAMPLING_ALGORITHMS, ("monitor/refusals", "monitor/hedging", "monitor/flattery"), SHARES
     ),
     Curves("Monitors: reward model", SAMPLING_ALGORITHMS, ("monitor/beyond", "monitor/ceiling"), UNSURE),
-    Curves("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
+    Curves(
+        "Policy: KL coefficient",
+        ROLLOUTS,
+        ("objective/kl_coef",),
+        "weight of the KL penalty; higher keeps the policy closer",
+    ),
     Curves("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
 )
 
@@ -74,7 +131,7 @@ def chart(session: Session, round_: Round, place: int) -> Chart | None:
     for row in result_queries.metrics_from(session, ids, 0, 0):
         if row.name in points and math.isfinite(row.value):
             points[row.name].append((float(row.step), row.value))
-    series = [Series(name, found) for name, found in points.items() if found]
+    series = [Series(LABELS[name], found) for name, found in points.items() if found]
     return Chart(f"Round {round_.number}", "step", [Panel(curves.title, series)], height=300)
 
 

@@ -111,22 +111,26 @@ class RoundConfig(BaseModel):
     # ---- what it reads
     train_limit: Annotated[
         int | None,
-        Field(ge=20, le=_LARGEST, description="chosen at random by the seed; empty: all"),
+        Field(ge=20, le=_LARGEST, description="rows, chosen at random by the seed; empty: all"),
         Setting("reads", "Train on at most"),
     ] = None
     heldout_limit: Annotated[
         int,
-        Field(ge=1, le=_LARGEST, description="held-out ones, chosen at random"),
+        Field(ge=1, le=_LARGEST, description="held-out rows, chosen at random"),
         Setting("reads", "Measure on at most"),
     ] = 500
     replay_share: Annotated[
         float | None,
-        Field(ge=0, le=1, description="share of comparisons that earlier rounds have read, at most; empty: any"),
+        Field(ge=0, le=1, description="largest share of comparisons that earlier rounds have read; empty: no limit"),
         Setting("reads", "Replayed share", _LEARN_REWARD),
     ] = None
     replay_rounds: Annotated[
         int | None,
-        Field(ge=1, le=100_000, description="replay comparisons first read at most this many rounds ago; empty: any"),
+        Field(
+            ge=1,
+            le=100_000,
+            description="leave out comparisons first read more than this many rounds ago; empty: no limit",
+        ),
         Setting("reads", "Replayed rounds", _LEARN_REWARD),
     ] = None
     ai_share: Annotated[
@@ -143,9 +147,7 @@ class RoundConfig(BaseModel):
     # ---- policy
     reference: Annotated[
         Literal["base", "previous"],
-        Field(
-            description="base: the newest fine-tuned model, else the base model; previous: the policy it begins with"
-        ),
+        Field(description="base: the newest fine-tuned model, or the base model; previous: the round's first policy"),
         Setting("policy", "Kept close to", ("dpo", "ppo", "rloo", "grpo")),
     ] = "base"
     kl_control: Annotated[
@@ -155,53 +157,67 @@ class RoundConfig(BaseModel):
     ] = "adaptive"
     ptx: Annotated[
         bool,
-        Field(description="mix approved demonstrations into every step"),
+        Field(description="on: mix approved demonstrations into every step"),
         Setting("policy", "Demonstrations", ("ppo", "rloo", "grpo"), rare=True),
     ] = False
     thumbs: Annotated[
         bool,
-        Field(description="KTO also learns from thumbs on single responses to train prompts; the other losses do not"),
+        Field(description="on: KTO also learns from thumbs on responses to train prompts; other losses never do"),
         Setting("policy", "Thumbs", ("dpo",), rare=True),
     ] = True
     lora: Annotated[
-        bool, Field(description="low-rank adapters; off: all weights"), Setting("policy", "LoRA", rare=True)
+        bool,
+        Field(description="on: train low-rank adapters; off: train all weights"),
+        Setting("policy", "LoRA", rare=True),
     ] = True
     lora_rank: Annotated[
         int,
-        Field(ge=1, le=512, description="of the policy's and the reward model's adapters; it can grow, not shrink"),
+        Field(
+            ge=1,
+            le=512,
+            description="rank of the policy's and the reward model's adapters; later rounds can raise it, not lower it",
+        ),
         Setting("policy", "LoRA rank", rare=True),
     ] = Lora().rank
     max_length: Annotated[
         int,
-        Field(ge=16, le=131_072, description="tokens of prompt and response; at least the longest response and 512"),
+        Field(
+            ge=16,
+            le=131_072,
+            description="tokens of prompt and response together; raised to the longest response plus 512 if less",
+        ),
         Setting("policy", "Max length", rare=True),
     ] = DPOSpec.model_fields["max_length"].default
 
     # ---- reward model
     reward_aspects: Annotated[
         bool,
-        Field(description="a head of its own for each aspect that 20 comparisons decide"),
+        Field(description="on: train a separate head for each aspect that at least 20 comparisons decide"),
         Setting("reward", "Aspects", _LEARN_REWARD, rare=True),
     ] = False
     reward_lora: Annotated[
         bool,
-        Field(description="of a trained trunk: low-rank adapters; off: all weights"),
+        Field(description="trained trunk: on trains low-rank adapters, off trains all weights"),
         Setting("reward", "LoRA", _LEARN_REWARD, rare=True),
     ] = True
 
     # ---- samples that return to the queue
     prompts: Annotated[
-        int, Field(ge=1, le=100_000, description="at most, least asked first"), Setting("samples", "Prompts")
+        int,
+        Field(ge=1, le=100_000, description="largest number of prompts; prompts asked least often come first"),
+        Setting("samples", "Prompts"),
     ] = 100
     samples_per_prompt: Annotated[int, Field(ge=2, le=64), Setting("samples", "Samples per prompt")] = 4
     pairs_per_prompt: Annotated[
-        int, Field(ge=1, le=100, description="at most"), Setting("samples", "Comparisons per prompt")
+        int,
+        Field(ge=1, le=100, description="largest number of comparisons per prompt"),
+        Setting("samples", "Comparisons per prompt"),
     ] = 3
     promotion: Annotated[
         Literal["people", "reward_model"],
         Field(
-            description="people: once they are shown to prefer the new policy; reward model: when the round ends, "
-            "unless it finds the new policy worse. An operator can adopt any policy with a reason",
+            description="people: adopted once people are shown to prefer it; reward model: adopted at the round's end, "
+            "unless the reward model finds it worse. An operator can adopt any policy with a reason",
         ),
         Setting("samples", "Adopted by"),
     ] = "people"
@@ -210,26 +226,30 @@ class RoundConfig(BaseModel):
         Field(
             ge=0,
             le=1,
-            description="share of the prompts that is held out: there people compare the new policy with the adopted "
-            "one and with the first one; 0: nowhere",
+            description="share of held-out prompts, on which people compare the new policy with the adopted policy and "
+            "with the first policy; 0: none",
         ),
         Setting("samples", "Evaluation share"),
     ] = HELDOUT_SHARE
     max_new_tokens: Annotated[
-        int, Field(ge=1, le=8192, description="tokens, here and while training"), Setting("samples", "Longest response")
+        int,
+        Field(ge=1, le=8192, description="tokens, for these samples and while training"),
+        Setting("samples", "Longest response"),
     ] = 64
     sample_previous: Annotated[
         bool,
-        Field(description="the previous policy answers the train prompts too, and is compared on them"),
+        Field(description="on: the previous policy answers the train prompts too, and people compare both on them"),
         Setting("samples", "Previous policy too", rare=True),
     ] = False
     temperature: Annotated[
         float,
-        Field(gt=0, le=5, description="here and while training"),
+        Field(gt=0, le=5, description="for these samples and while training; higher is more varied"),
         Setting("samples", "Temperature", rare=True),
     ] = 1.0
     seed: Annotated[
-        int, Field(ge=0, lt=2**31, description="the same seed repeats the round"), Setting("samples", "Seed")
+        int,
+        Field(ge=0, lt=2**31, description="the same seed gives the same random choices"),
+        Setting("samples", "Seed"),
     ] = 0
 
     @classmethod

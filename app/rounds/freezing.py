@@ -146,8 +146,9 @@ def record(
                 round_.thumbs_snapshot_id = add_snapshot(session, project.id, frozen.thumbs, frozen.at).id
     except IntegrityError as error:
         raise Conflict(
-            "Something that the round reads was deleted while it was being frozen, most probably by undoing an import.",
-            "Retry the round: it reads what is left.",
+            "Data that the round reads was deleted while it was being frozen, most likely because an import was "
+            "undone.",
+            "Retry the round. It reads the remaining data.",
         ) from error
     audit(session, None, "round.frozen", project.id, number=round_.number, snapshot=snapshot.digest)
     result = {"read": len(frozen.read.ids), "seconds": round(frozen.seconds, 1)}

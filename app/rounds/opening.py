@@ -49,7 +49,7 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     project = session.get_one(Project, run.project_id)
     rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None:
-        raise Conflict("The project has no published rubric.", "Publish one, then retry.")
+        raise Conflict("The project has no published rubric.", "Publish a rubric, then retry.")
     round_ = session.get_one(Round, run.round_id) if run.round_id else None
     limit = RoundConfig.of(round_.config).pairs_per_prompt if round_ else PAIRS_PER_PROMPT
     settings = LabelingSettings.model_validate(project.labeling)

@@ -95,8 +95,8 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         warnings.append("The project has no model yet: a round needs a policy to improve.")
     elif waiting := promotion.waiting_policy(session, project):
         warnings.append(
-            f"{waiting.name} still waits for people to prefer it. A new round begins with {policy.name} and ends that "
-            f"wait: {waiting.name} then becomes the policy only if you adopt it."
+            f"{waiting.name} still waits for people to prefer it. A new round starts from {policy.name} and ends "
+            f"that wait: {waiting.name} then becomes the policy only if you adopt it."
         )
     demonstrations = demonstration_counts(there.approved, config.reading)
     counts: dict[str, Any]
@@ -159,12 +159,12 @@ def lacks(config: RoundConfig, counts: Mapping[str, Any], demonstrations: int) -
         return InvalidInput(
             f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; "
             f"there are {counts['winners']}{left_out}.",
-            "Label or import more, settle those under review, or loosen the limits.",
+            "Label or import more comparisons, settle comparisons under review, or raise the limits.",
         )
     if config.ptx and not demonstrations:
         return InvalidInput(
-            "There is no approved demonstration on a train prompt to mix into PPO.",
-            "Import demonstrations, or switch them off (ptx).",
+            "There is no approved demonstration on a train prompt to mix into training.",
+            "Import demonstrations, or turn off the setting “Demonstrations” (ptx).",
         )
     return None
 
@@ -186,7 +186,7 @@ def lacks_at_first_sight(session: Session, project: Project, config: RoundConfig
 def cannot_start(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
     """Return why a round with these settings cannot start, by a quick check; None if it can."""
     if project.policy_id is None:
-        return InvalidInput("The project has no model to improve.", "Give it a base model first.")
+        return InvalidInput("The project has no model to improve.", "Choose a base model in the settings first.")
     return too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config)
 
 

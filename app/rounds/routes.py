@@ -212,7 +212,7 @@ def round_file(staff: StaffDep, project: ProjectDep, round_: RoundDep, session: 
     place, _, ending = name.removeprefix("curve-").partition(".")
     chart = curves.chart(session, round_, int(place))
     if chart is None:
-        raise NotFound(f"Round {round_.number} has no such curves.", "Its page shows those it has.")
+        raise NotFound(f"Round {round_.number} has no such curves.", "The round's page shows its curves.")
     content = str(svg(chart, standalone=True)) if ending == "svg" else chart_csv(chart)
     return attachment(f"{project.slug}-round-{round_.number}-{name}", content)
 

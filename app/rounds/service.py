@@ -139,11 +139,11 @@ def begin_sampling(
     """
     _lock(session, project)
     if project.policy_id is None:
-        raise InvalidInput("The project has no model to sample from.", "Give it a base model first.")
+        raise InvalidInput("The project has no model to sample from.", "Choose a base model in the settings first.")
     if gate_queries.newest_rubric(session, project.id) is None:
-        raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
+        raise Conflict("The project has no published rubric.", "Publish a rubric, so that labelers can judge by it.")
     if any(run.state in ("queued", "running") for run in queries.sampling_runs(session, project.id)):
-        raise Conflict("Responses are being sampled already.", "Wait until that is done.")
+        raise Conflict("Responses are already being sampled.", "Wait until sampling is done.")
     run = Maker(session, store, project, server).sampling_run(FIRST_PROMPTS)
     enqueue_run(session, run.id)
     return run
@@ -160,7 +160,7 @@ def begin_answer(
         InvalidInput: the project has no policy.
     """
     if project.policy_id is None:
-        raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
+        raise InvalidInput("The project has no model that could answer.", "An admin can choose one in the settings.")
     policy = session.get_one(ModelVersion, project.policy_id)
     run = Maker(session, store, project, server).answering_run([row], [policy], "red_team")
     enqueue_run(session, run.id, ahead=ahead)
@@ -224,10 +224,13 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     unfinished = queries.unfinished_runs(session, round_.id) or queries.unfinished_runs(session, round_.id)
     _lock(session, round_)
     if round_.state not in ACTIVE:
-        raise Conflict(f"Round {round_.number} is {round_.state} already.", "Nothing is left to cancel.")
+        raise Conflict(f"Round {round_.number} is already {round_.state}.", "There is nothing to cancel.")
     # runs must be locked before their round, so it is too late to lock this one
     if not unfinished and queries.has_unfinished_run(session, round_.id):
-        raise Conflict(f"Somebody retried round {round_.number} at this moment.", "Cancel it again if it should end.")
+        raise Conflict(
+            f"Somebody retried round {round_.number} at the same moment.",
+            "Cancel it again to end it.",
+        )
     audit(session, actor.id, "round.cancelled", round_.project_id, number=round_.number)
     for run in unfinished:
         _cancel(session, run)
@@ -239,7 +242,7 @@ def cancel_run(session: Session, run: Run, actor: User) -> None:
     """End a sampling run outside a round; what it has stored stays."""
     _lock(session, run)
     if run.state not in ("queued", "running"):
-        raise Conflict(f"This run has {run.state} already.", "Nothing is left to cancel.")
+        raise Conflict(f"This run has already {run.state}.", "There is nothing to cancel.")
     audit(session, actor.id, "run.cancelled", run.project_id, run=run.id)
     _cancel(session, run)
 
@@ -266,7 +269,7 @@ def retry(
         raise Conflict(f"Round {round_.number} is {round_.state}, not failed.", "Only a failed round can be retried.")
     _refuse_second(session, project)
     if queries.rounds(session, project.id)[0].id != round_.id:
-        raise Conflict("A newer round has been run since.", "Start a new round: it reads the newer judgments too.")
+        raise Conflict("A newer round has been run since.", "Start a new round. It reads the newer judgments too.")
     runs = queries.runs_of(session, round_.id)
     done = {stage_of(run.kind) for run in runs if run.state == "succeeded"}
     round_.state = next(stage for stage in stages.plan_of(round_) if stage not in done)
@@ -296,7 +299,7 @@ def retry_run(session: Session, run: Run, actor: User, server: SamplingServer | 
     """Repeat a failed or cancelled sampling run outside a round; samples it has stored are kept."""
     _lock(session, run)
     if run.state not in ("failed", "cancelled") or run.round_id is not None:
-        raise Conflict("This run cannot be retried.", "Only a sampling run that failed can.")
+        raise Conflict("This run cannot be retried.", "Only a failed sampling run can be retried.")
     audit(session, actor.id, "run.retried", run.project_id, run=run.id)
     _requeue(session, run, server)
 

@@ -274,7 +274,7 @@ def decided_aspects(counts: dict[str, Any]) -> tuple[str, ...]:
     found = tuple(name for name, n in sorted(counts.get("aspects", {}).items()) if n >= MIN_PAIRS)
     if not found:
         raise InvalidInput(
-            f"No aspect is decided by {MIN_PAIRS} of the comparisons to train on, so none can have a head.",
+            f"No aspect is decided in {MIN_PAIRS} of the comparisons to train on, so no aspect can have a head.",
             "Switch the reward model's aspects off, or collect judgments that rate them.",
         )
     return found

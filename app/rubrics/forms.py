@@ -155,7 +155,7 @@ class RubricForm(NamedTuple):
         rows = self.filled().rows
         length = len(self.guideline) + sum(len(text) for row in chain(*rows.values()) for text in row.values())
         if length > MAX_DRAFT:
-            reasons["guideline"] = f"All together has {length:,} characters; a draft holds {MAX_DRAFT:,}"
+            reasons["guideline"] = f"The whole draft has {length:,} characters; at most {MAX_DRAFT:,}"
         if reasons:
             raise RubricRefused(reasons)
         return {
@@ -226,7 +226,10 @@ def _why(error: Any) -> str:
         case "string_pattern_mismatch" if limits["pattern"] == VISIBLE or not given.strip():
             return "is empty"
         case "string_pattern_mismatch":
-            return "may only hold a-z, 0-9, spaces, - and _, 40 at most, a letter or digit first"
+            return (
+                "may contain only a-z, 0-9, spaces, - and _, begins with a letter or digit, and has at most 40 "
+                "characters"
+            )
         case "literal_error" if not given:
             return "is not chosen"
         case _:

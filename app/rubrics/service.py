@@ -43,7 +43,7 @@ def current(session: Session, project: Project) -> Rubric:
     """
     rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None:
-        raise NotFound("This project has no published rubric yet.", "An admin can publish one on its rubric page.")
+        raise NotFound("This project has no published rubric yet.", "An admin can publish a rubric on the rubric page.")
     return rubric
 
 
@@ -55,7 +55,7 @@ def published(session: Session, project: Project, version: int) -> Rubric:
     """
     rubric = queries.published(session, project.id, version)
     if rubric is None:
-        raise NotFound(f"This project's rubric has no version {version}.", "Its page lists all versions.")
+        raise NotFound(f"This project's rubric has no version {version}.", "The rubric page lists all versions.")
     return rubric
 
 
@@ -67,7 +67,7 @@ def draft(session: Session, project: Project) -> Rubric:
     """
     rubric = queries.draft(session, project.id)
     if rubric is None:
-        raise NotFound("This project's rubric has no draft.", "Saving a change on its page begins one.")
+        raise NotFound("This project's rubric has no draft.", "Save a change on the rubric page to start a draft.")
     return rubric
 
 
@@ -87,7 +87,7 @@ def save_draft(session: Session, project: Project, columns: dict[str, Any], revi
         if revision:
             raise Conflict(
                 "The draft that you were editing has been published or discarded by somebody else.",
-                "Compare your text with the newest version; saving it again begins a new draft.",
+                "Compare your text with the newest version. If you save again, you start a new draft.",
             )
         draft = Rubric(project_id=project.id, created_by=editor.id, revision=0)
         session.add(draft)
@@ -105,7 +105,7 @@ def save_draft(session: Session, project: Project, columns: dict[str, Any], revi
 def _edited_meanwhile(session: Session, draft: Rubric) -> Conflict:
     return Conflict(
         f"{queries.user_name(session, draft.edited_by)} changed this draft after you opened it.",
-        "Nothing was saved. What differs is shown below; saving again replaces their draft with yours.",
+        "Nothing was saved. The differences are shown below. If you save again, your draft replaces theirs.",
     )
 
 
@@ -149,7 +149,7 @@ def publish(
     versions = queries.all_published(session, project.id)
     newest = versions[0] if versions else None
     if newest and all(getattr(newest, column) == value for column, value in columns.items()):
-        raise Conflict(f"This says the same as version {newest.version}.", "Change something, or keep that version.")
+        raise Conflict(f"This text is the same as version {newest.version}.", "Change something, or keep that version.")
     draft = save_draft(session, project, columns, revision, publisher)
     draft.version = (newest.version or 0) + 1 if newest else 1
     draft.quiz_of_version = retaking.same_as(draft.quiz, versions, retake)

@@ -56,11 +56,11 @@ def quiz_news(rubric: Rubric, before: Rubric | None) -> str:
     if not rubric.quiz:
         return ""
     if rubric.quiz_of_version is None:
-        news = "The quiz has to be taken again" if before and before.quiz else "The quiz is new"
-        return f"{news}: labelers who have not passed it take it before they go on."
+        news = "Labelers must take the quiz again" if before and before.quiz else "The quiz is new"
+        return f"{news}: labelers take it before they go on, unless they have passed it."
     if before and before.quiz == rubric.quiz:
         return ""
-    return f"The quiz changed: who passed it under version {rubric.quiz_of_version} need not take it again."
+    return f"The quiz changed: labelers who passed it under version {rubric.quiz_of_version} need not take it again."
 
 
 class Preview(NamedTuple):

@@ -32,11 +32,11 @@ def give(session: Session, project: Project, labeler: User, form: ThumbForm) -> 
     """
     gate_queries.lock_labeler(session, labeler.id)
     if not asks(project):
-        raise Forbidden("This project asks for no thumbs.", "An admin can switch them on in its settings.")
+        raise Forbidden("This project asks for no thumbs.", "An admin can turn thumbs on in the project's settings.")
     gate.require(session, project, labeler)
     response = queries.response(session, project.id, form.prompt_id, form.digest)
     if response is None:
-        raise Gone("This response is no longer asked about.", "Your thumb was not taken; go on with the next one.")
+        raise Gone("This response no longer needs a thumb.", "Your thumb was not saved. Go on with the next response.")
     rationale = form.rationale.strip()
     before = queries.live(session, response.id, labeler.id)
     if before is not None:

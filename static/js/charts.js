@@ -88,8 +88,9 @@ class Curves {
   constructor(place) {
     this.kind = place.dataset.kind;
     this.names = place.dataset.names.split(" ");
+    this.labels = place.dataset.labels.split("|");
     this.summary = place.parentElement.querySelector(".chart-summary");
-    this.plot = new Plot(place, this.names);
+    this.plot = new Plot(place, this.labels);
     this.clear();
   }
 
@@ -104,16 +105,20 @@ class Curves {
   draw() {
     const steps = [...new Set([...this.values.values()].flatMap((curve) => [...curve.keys()]))].sort((a, b) => a - b);
     this.plot.draw(steps, this.names.map((name) => steps.map((step) => this.values.get(name).get(step) ?? null)));
-    const said = this.names.map((name) => this.describe(name)).filter(Boolean);
-    this.summary.textContent = said.join("; ") || "Nothing recorded yet.";
+    const said = this.names.map((name, i) => this.describe(name, this.labels[i])).filter(Boolean);
+    this.summary.replaceChildren(...(said.length ? said.flatMap((each, i) => (i ? ["; ", each] : [each])) : ["Nothing recorded yet."]));
     this.summary.parentElement.classList.toggle("empty", !said.length);
   }
 
-  describe(name) {
+  /** The newest and first value, under the label a person reads; the metric's own name is the tooltip. */
+  describe(name, label) {
     const curve = [...this.values.get(name)].filter(([, value]) => value !== null).sort(([a], [b]) => a - b);
-    if (!curve.length) return "";
+    if (!curve.length) return null;
     const [[, first], [step, last]] = [curve[0], curve.at(-1)];
-    return curve.length > 1 ? `${name} ${short(last)} at step ${step}, from ${short(first)}` : `${name} ${short(last)}`;
+    const said = document.createElement("span");
+    said.title = name;
+    said.textContent = curve.length > 1 ? `${label} ${short(last)} at step ${step}, from ${short(first)}` : `${label} ${short(last)}`;
+    return said;
   }
 }
 

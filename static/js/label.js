@@ -58,8 +58,8 @@ function tell(problem, written = "") {
     area.readOnly = true;
     area.dir = "auto";
     area.value = written;
-    area.ariaLabel = "What you wrote, to copy";
-    box.append(" What you wrote, to copy:", area);
+    area.ariaLabel = "Copy what you wrote";
+    box.append(" Copy what you wrote:", area);
   }
   // What is there already is not read out again.
   if (messages.textContent !== box.textContent) messages.replaceChildren(box);

@@ -161,7 +161,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker
         check=False,
     )
     assert second.returncode == 1
-    assert "runs already with its home" in second.stderr
+    assert "is already running with its home" in second.stderr
     taken = environment | {"PREFLOOP_HOME": environment["PREFLOOP_HOME"] + "2"}
     third = subprocess.run(
         [sys.executable, "-m", "app.cli", "up"], env=taken, capture_output=True, text=True, timeout=60, check=False

@@ -170,7 +170,7 @@ def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
     session.commit()
     thread.join()
     assert [answer.status_code for answer in answers] == [409]
-    assert "was taken once" in answers[0].text
+    assert "was saved once" in answers[0].text
 
 
 def test_a_full_disk_is_said_in_words(

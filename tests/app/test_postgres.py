@@ -139,5 +139,5 @@ def test_a_temporary_folder_that_somebody_else_made_is_refused(
         case "file":
             folder.touch()
     settings = Settings(home=home, database_url=None, _env_file=None)
-    with pytest.raises(Unavailable, match="made by somebody else"), database(settings):
+    with pytest.raises(Unavailable, match="made by another user"), database(settings):
         pass

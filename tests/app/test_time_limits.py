@@ -39,7 +39,7 @@ def limit(app: FastAPI, database_url: str) -> Callable[..., None]:
     ("limits", "told", "then"),
     [
         ({"lock": 0.2}, "Somebody else is changing the same thing right now", "Wait a few seconds and send it again."),
-        ({"statement": 0.2}, "The database took too long for this", "PREFLOOP_STATEMENT_SECONDS"),
+        ({"statement": 0.2}, "This took the database too long", "PREFLOOP_STATEMENT_SECONDS"),
     ],
 )
 def test_a_form_that_meets_a_lock_is_told_so_and_can_be_sent_again(

@@ -149,7 +149,7 @@ def test_calibration_items_repeats_and_what_is_closed_are_left_alone(session: Se
 @pytest.mark.parametrize(
     ("values", "error", "reason"),
     [
-        ({}, InvalidInput, "Nothing was chosen"),
+        ({}, InvalidInput, "You chose no change"),
         ({"priority": "1", "slice": "domain"}, InvalidInput, "slice has no value"),
         ({"priority": "1", "ids": "12, twelve"}, InvalidInput, "“twelve” is no number"),
         ({"priority": "1", "ids": "1-99999999999"}, InvalidInput, "more than 10,000"),
@@ -173,7 +173,7 @@ def test_nothing_is_kept_for_who_may_not_label_or_for_nobody(session: Session, a
     session.flush()
     with pytest.raises(NotFound, match="cannot label"):
         assign(session, project, admin, owner=f"labeler:{paused.id}")
-    with pytest.raises(InvalidInput, match="nobody who can label"):
+    with pytest.raises(InvalidInput, match="Nobody in the group"):
         assign(session, project, admin, owner=group(session, project))
 
 
@@ -291,7 +291,7 @@ def test_a_refused_form_comes_back_as_it_was_typed(sign_in: SignIn, session: Ses
     admin = sign_in("admin")
     refused = admin.post("/projects/p/assignment", {"most": "none", "value": "typed", "owner": "everybody"})
     assert refused.status_code == 422
-    assert "How many at most" in refused.text
+    assert "Comparisons, at most" in refused.text
     assert 'value="typed"' in refused.text
     for role in ("labeler", "operator"):
         assert sign_in(role).get("/projects/p/assignment").status_code == 403

@@ -99,7 +99,9 @@ def test_labelers_must_agree_as_far_as_the_rule_says(
     other = factories.user(session)
     factories.judgment(session, _settled(session), preference=2, labeler_id=other.id)
     session.commit()
-    assert missing(session, store, project) == [f"labelers agree in {share():.0%} of pairs of judgments, 100% wanted"]
+    assert missing(session, store, project) == [
+        f"labelers agree in {share():.0%} of pairs of judgments; the rule needs 100%"
+    ]
 
 
 def _settled(session: Session) -> Comparison:
@@ -155,7 +157,7 @@ def test_nothing_starts_in_the_name_of_who_may_no_longer_start(
     session.get_one(ProjectMember, (project.id, operator.id)).roles = ["labeler"]
     session.commit()
     assert service.start_due(make_session_factory(engine), store) == []
-    assert missing(session, store, project) == ["whoever set this rule is no longer an operator of the project"]
+    assert missing(session, store, project) == ["the person who set this rule is no longer an operator of the project"]
 
 
 def test_a_second_operator_approves(

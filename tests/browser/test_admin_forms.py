@@ -42,10 +42,10 @@ def test_labeling_settings_are_changed_and_refused_in_words(open_page: OpenPage,
     assert project.labeling["adaptive"] == {"at_least": 1, "at_most": 4, "sure": 0.9}
     assert project.labeling["consensus"] == "dawid_skene"
 
-    page.get_by_label("Judgments asked for at first").fill("9")
+    page.get_by_label("Judgments at first").fill("9")
     page.get_by_role("button", name="Save how judgments are made").click()
     expect(page.get_by_role("alert").filter(has_text="the least overlap is above the cap")).to_be_visible()
-    expect(page.get_by_label("Judgments asked for at first")).to_have_value("9")
+    expect(page.get_by_label("Judgments at first")).to_have_value("9")
     look(page, "settings-refused")
     phone = open_page("admin", width=390, dark=True)
     phone.goto("/projects/p/settings")
@@ -63,7 +63,7 @@ def test_comparisons_are_kept_for_somebody_and_freed(open_page: OpenPage, sessio
     page.get_by_role("link", name="Assignment").click()
     page.get_by_label("Slice", exact=True).select_option("domain")
     page.get_by_label("Value of the slice").fill("law")
-    page.get_by_label("For whom").select_option(label="Grace")
+    page.get_by_label("Reserve for").select_option(label="Grace")
     page.get_by_role("button", name="Assign").click()
     expect(page.get_by_role("status")).to_have_text("2 comparisons changed.")
     expect(page.get_by_role("row", name="Grace")).to_contain_text("2")
@@ -71,8 +71,8 @@ def test_comparisons_are_kept_for_somebody_and_freed(open_page: OpenPage, sessio
     kept = select(Comparison).where(Comparison.labeler_id == labeler.id)
     assert len(session.scalars(kept).all()) == 2
 
-    page.get_by_label("Which are now").select_option("kept")
-    page.get_by_label("For whom").select_option("everybody")
+    page.get_by_label("Reserved now").select_option("kept")
+    page.get_by_label("Reserve for").select_option("everybody")
     page.get_by_label("Priority").fill("3")
     page.get_by_role("button", name="Assign").click()
     expect(page.get_by_role("row", name="Grace")).to_have_count(0)

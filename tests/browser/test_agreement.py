@@ -57,14 +57,14 @@ def test_which_slices_need_attention(
     expect(domains).to_contain_text(["law", "chat"])
     page.get_by_role("link", name="Next").press("Enter")
     expect(domains).to_contain_text(["maths", "code"])
-    expect(page.get_by_text("1 with too little to compare")).to_be_visible()
+    expect(page.get_by_text("1 with too few comparisons")).to_be_visible()
     expect(page.get_by_role("rowheader", name="art")).to_be_hidden()
-    page.get_by_text("1 with too little to compare").press("Enter")
+    page.get_by_text("1 with too few comparisons").press("Enter")
     expect(page.get_by_role("rowheader", name="art")).to_be_visible()
 
     # The trend is drawn, and told as a table.
     expect(page.locator(".trend canvas")).to_be_visible()
-    page.get_by_text("The same as a table").press("Enter")
+    page.get_by_text("Show as a table").press("Enter")
     weeks = page.get_by_role("region", name="Agreement by week").get_by_role("rowheader")
     expect(weeks).to_have_text(["2026-10-05", "2026-09-28", "2026-09-21", "2026-09-14", "2026-09-07"])
     expect(page.get_by_role("rowheader", name="Ann and Bob")).to_be_visible()
@@ -77,7 +77,7 @@ def test_which_slices_need_attention(
     page.get_by_role("checkbox", name="simulated labelers").check()
     page.get_by_role("button", name="Show").click()
     expect(page.locator("#live")).to_contain_text("100.0%")
-    expect(page.get_by_text("You see a selection")).to_be_visible()
+    expect(page.get_by_text("You see your own selection")).to_be_visible()
     page.get_by_role("link", name="Back to people’s and imported judgments").click()
     expect(page.locator("#live")).to_contain_text("74.8%")
 

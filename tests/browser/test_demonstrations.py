@@ -112,7 +112,7 @@ def test_a_draft_outlives_reload_and_a_lost_connection(session: Session, open_pa
     page.reload()
     expect(editor).to_have_value("Half a thought")
     expect(page.locator("#preview")).to_contain_text("Half a thought")
-    expect(page.get_by_text("This is the draft you left here.")).to_be_visible()
+    expect(page.get_by_text("This is your saved draft.")).to_be_visible()
 
     page.context.set_offline(True)
     editor.fill("Half a thought, and the rest")
@@ -126,10 +126,10 @@ def test_a_draft_outlives_reload_and_a_lost_connection(session: Session, open_pa
     assert [row.text for row in demonstrations(session)] == ["Half a thought, and the rest"]
     assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('task-')).length") == 0
 
-    # Begin anew: the draft goes, also for the next reload.
+    # Start over: the draft goes, also for the next reload.
     editor.fill("No")
     page.reload()
-    page.get_by_role("button", name="Begin anew").click()
+    page.get_by_role("button", name="Start over").click()
     expect(editor).to_have_value("")
     page.reload()
     expect(editor).to_have_value("")
@@ -145,7 +145,7 @@ def test_a_text_whose_prompt_was_taken_is_shown_to_be_copied(session: Session, o
     taken.expires_at = datetime.now(UTC) + timedelta(hours=1)
     session.commit()
     press(page, "Control+Enter")
-    expect(page.get_by_label("What you wrote, to copy:")).to_have_value("Too late, but mine.")
+    expect(page.get_by_label("Copy what you wrote:")).to_have_value("Too late, but mine.")
     expect(page.get_by_role("alert").filter(has_text="somebody else is writing")).to_be_visible()
     expect(page.locator(".conversation")).to_contain_text("Question number 1?")
     assert demonstrations(session) == []
@@ -157,7 +157,7 @@ def test_the_circle_of_rejecting_and_revising(session: Session, open_page: OpenP
     writer.goto(base(project) + "/write")
     writer.get_by_label("Your answer").fill("Too short.")
     press(writer, "Control+Enter")
-    expect(writer.get_by_role("heading", name="No prompt wants an answer written")).to_be_visible()
+    expect(writer.get_by_role("heading", name="No prompt needs a written answer")).to_be_visible()
 
     reviewer.goto(base(project))
     reviewer.get_by_role("link", name="Review 1", exact=True).click()
@@ -240,7 +240,7 @@ def test_a_reviewers_edits_outlive_a_reload_and_end_with_the_decision(session: S
     answer.fill("It is blue.")
     page.reload()
     expect(answer).to_have_value("It is blue.")
-    expect(page.get_by_text("This is the draft you left here.")).to_be_visible()
+    expect(page.get_by_text("This is your saved draft.")).to_be_visible()
     # To reject was begun; whoever edits instead means to keep it.
     press(page, "x")
     expect(page.get_by_role("button", name="Reject")).to_have_class(re.compile("chosen"))
@@ -253,7 +253,7 @@ def test_a_reviewers_edits_outlive_a_reload_and_end_with_the_decision(session: S
     [row] = demonstrations(session)
     assert (row.state, row.text) == ("approved", "It is blue.")
     page.goto(f"{base(project)}/{written.id}")
-    expect(page.get_by_text("This is the draft you left here.")).to_be_hidden()
+    expect(page.get_by_text("This is your saved draft.")).to_be_hidden()
 
 
 def test_keys_without_control_can_be_switched_off_here_too(session: Session, open_page: OpenPage) -> None:
@@ -261,7 +261,7 @@ def test_keys_without_control_can_be_switched_off_here_too(session: Session, ope
     page.goto(base(project_to_write_for(session, 1)) + "/write")
     expect(page.locator("html.js")).to_be_attached()
     press(page, "?")
-    page.get_by_label("Keys without").uncheck()
+    page.get_by_label("Use keys without").uncheck()
     press(page, "Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     page.reload()
@@ -269,7 +269,7 @@ def test_keys_without_control_can_be_switched_off_here_too(session: Session, ope
     press(page, "r")
     press(page, "s")
     press(page, "?")
-    expect(page.get_by_label("Keys without")).not_to_be_checked()
+    expect(page.get_by_label("Use keys without")).not_to_be_checked()
     press(page, "Escape")
     expect(page.locator("#rubric[open], #skip[open]")).to_have_count(0)
 
@@ -301,7 +301,7 @@ def test_an_admin_sees_how_many_prompts_fit_before_asking(session: Session, open
     expect(page.locator("#eligible b")).to_have_text("0")
     page.get_by_label("Split").select_option("")
     page.get_by_label("Prompts", exact=True).fill("2")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_role("button", name="Ask labelers", exact=True).click()
     expect(page.get_by_text("2 prompts now wait for a labeler")).to_be_visible()
     expect(page.get_by_role("heading", name="Waiting to be written: 2")).to_be_visible()
     take_picture(page, "demonstrations-ask-1440")
@@ -325,7 +325,7 @@ def test_hostile_texts_never_run(session: Session, open_page: OpenPage) -> None:
     expect(page.locator(".changed-added")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.get_by_role("button", name="Send for review").click()
-    expect(page.get_by_role("heading", name="No prompt wants")).to_be_visible()
+    expect(page.get_by_role("heading", name="No prompt needs")).to_be_visible()
     for path in ("", "/own", "/ask", "/review"):
         page.goto(base(project) + path)
         assert page.title() not in ("1", "2", "3", "4")
@@ -338,7 +338,7 @@ def test_without_javascript_everything_can_be_done(session: Session, open_page: 
     page.goto(base(project) + "/write")
     page.get_by_label("Your answer").fill("By hand.")
     page.get_by_role("button", name="Send for review").click()
-    expect(page.get_by_role("heading", name="No prompt wants an answer written")).to_be_visible()
+    expect(page.get_by_role("heading", name="No prompt needs a written answer")).to_be_visible()
     page.goto(base(project) + "/review")
     page.get_by_role("button", name="Approve").click()
     expect(page.get_by_role("heading", name="Demonstrations")).to_be_visible()

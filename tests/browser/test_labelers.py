@@ -29,8 +29,8 @@ def test_from_the_list_to_a_pause_and_back(session: Session, open_page: Callable
     project, labelers = scene(session)
     page = open_page("admin")
     page.goto("/projects/desk/labelers")
-    page.get_by_role("button", name="Fit reliabilities now").click()
-    expect(page.get_by_text("Reliabilities are from a fit over 720 judgments")).to_be_visible()
+    page.get_by_role("button", name="Recalculate reliability").click()
+    expect(page.get_by_text("Reliability was calculated from 720 judgments")).to_be_visible()
     # Nobody has met a calibration item or a repeat: no column of dashes stands for them.
     expect(page.get_by_text("Not measured here yet: calibration, repeats.")).to_be_visible()
     expect(page.get_by_role("columnheader", name="Calibration")).to_have_count(0)
@@ -38,7 +38,7 @@ def test_from_the_list_to_a_pause_and_back(session: Session, open_page: Callable
     # Who needs attention is the first row, with the reason; machines are another tab.
     first = page.locator("tbody tr").first
     expect(first).to_contain_text("Lefty")
-    expect(first).to_contain_text("picks left")
+    expect(first).to_contain_text("picks the left response")
     expect(page.locator("tbody tr")).to_have_count(5)
     page.get_by_role("link", name="AI judges 1").click()
     expect(page.locator("tbody tr")).to_have_count(1)
@@ -49,14 +49,14 @@ def test_from_the_list_to_a_pause_and_back(session: Session, open_page: Callable
     expect(page.get_by_role("heading", name="Lefty")).to_be_visible()
     expect(page.get_by_role("heading", name="By week")).to_be_visible()
     page.get_by_label("Message to the labeler").fill("You nearly always choose the left one. Please read both.")
-    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause labeler").click()
     expect(page.get_by_text("by User").first).to_be_visible()
     assert state(session, project, labelers[4]) == "paused"
     page.goto("/projects/desk/labelers")
-    expect(page.locator("tbody tr").first).to_contain_text("is paused and waits for you")
+    expect(page.locator("tbody tr").first).to_contain_text("is paused and needs your decision")
     page.get_by_role("link", name="Lefty").click()
-    page.get_by_role("button", name="Let them go on").click()
-    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    page.get_by_role("button", name="Resume labeler").click()
+    expect(page.get_by_role("button", name="Pause labeler")).to_be_visible()
     assert state(session, project, labelers[4]) == "active"
 
 
@@ -66,7 +66,7 @@ def test_a_removal_says_what_it_does_before(session: Session, open_page: Callabl
     page.goto(f"/projects/desk/labelers/{labelers[4].id}")
     page.get_by_role("link", name="Remove with all judgments").click()
     expect(page.get_by_text("120 judgments no longer count")).to_be_visible()
-    expect(page.get_by_text("120 comparisons lack a judgment then")).to_be_visible()
+    expect(page.get_by_text("120 comparisons then lack a judgment")).to_be_visible()
     expect(page.get_by_text("no model was trained on it")).to_be_visible()
     page.get_by_role("link", name="Cancel").click()
     expect(page.get_by_role("heading", name="Lefty")).to_be_visible()
@@ -90,7 +90,7 @@ def test_groups_by_keyboard_alone(session: Session, open_page: Callable[..., Pag
     page.get_by_label("Add", exact=True).select_option(label="Good 1")
     page.get_by_role("button", name="Add to the group").press("Enter")
     expect(page.get_by_text("1 member")).to_be_visible()
-    page.get_by_role("button", name="Take Good 1 out of Law").press("Enter")
+    page.get_by_role("button", name="Remove Good 1 from Law").press("Enter")
     expect(page.get_by_text("Nobody yet.")).to_be_visible()
     page.get_by_role("button", name="Delete the group").press("Enter")
     expect(page.get_by_text("There are no groups yet.")).to_be_visible()

@@ -108,7 +108,7 @@ def test_undo_brings_the_last_card_back_filled_in(session: Session, open_page: O
     assert len(live_leases(session)) == 2  # the rest went back to the queue
     assert [row.superseded_for for row in judgments(session)] == ["undone", "undone", "undone"]
     press(page, "u")
-    expect(page.locator("#messages")).to_contain_text("You have no answer here that could be taken back.")
+    expect(page.locator("#messages")).to_contain_text("You have no answer here to undo.")
     question(page, 0)
 
 
@@ -172,7 +172,7 @@ def test_changing_an_answer_from_the_history(session: Session, open_page: OpenPa
     assert (old.superseded_for, new.superseded_for, new.rationale) == ("edited", None, "On reflection")
     assert (old.lease_id, old.swapped, old.duration_ms) == (new.lease_id, new.swapped, new.duration_ms)
     assert session.scalars(select(Comparison.judgment_count).order_by(Comparison.id)).all() == [1, 1, 0]
-    page.get_by_role("link", name="Go on comparing").click()
+    page.get_by_role("link", name="Continue comparing").click()
     question(page, 2)
 
 

@@ -91,7 +91,7 @@ def test_keys_without_control_can_be_switched_off(session: Session, open_page: O
     project = rich_project(session)
     page = open_desk(open_page, project)
     press(page, "?")
-    page.get_by_label("Keys without Ctrl work").uncheck()
+    page.get_by_label("Use keys without Ctrl").uncheck()
     press(page, "Escape", "6", "b", "s")
     expect(page.locator("input[name=preference]:checked")).to_have_count(0)
     expect(page.locator(".skip-reasons")).to_be_hidden()
@@ -99,7 +99,7 @@ def test_keys_without_control_can_be_switched_off(session: Session, open_page: O
     press(page, "6")
     expect(page.locator("input[name=preference]:checked")).to_have_count(0)
     press(page, "?")  # the way back
-    page.get_by_label("Keys without Ctrl work").check()
+    page.get_by_label("Use keys without Ctrl").check()
     press(page, "Escape", "6")
     expect(page.locator("input[name=preference]:checked")).to_have_count(1)
 

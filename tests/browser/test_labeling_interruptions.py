@@ -165,7 +165,7 @@ def test_what_somebody_wrote_who_was_taken_out_of_the_project_is_shown_to_be_cop
     session.commit()
     press(page, "Control+Enter")
     expect(page.get_by_text("You have no project")).to_be_visible()
-    expect(page.get_by_role("textbox", name="What you wrote, to copy")).to_have_value("Long thought about")
+    expect(page.get_by_role("textbox", name="Copy what you wrote")).to_have_value("Long thought about")
     assert judgments(session) == []
 
 

@@ -92,7 +92,7 @@ def test_a_board_with_everything(session: Session, open_page: OpenPage, width: i
     expect(others).to_contain_text("policy-4 won all of its 9 comparisons with the ranked policies")
     expect(others).to_contain_text("Compare policy-5 with policy-2 on held-out prompts to connect them.")
     expect(
-        page.get_by_text("Left out: 8 judgments because the pair was chosen for what the responses are like.")
+        page.get_by_text("Left out: 8 judgments because the pair was chosen because of its responses.")
     ).to_be_visible()
     assert fits(page)
     take_picture(page, f"leaderboard-board-{width}-{'dark' if dark else 'light'}")

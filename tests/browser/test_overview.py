@@ -20,7 +20,7 @@ def test_who_and_what_needs_attention_is_on_the_start_page(session: Session, ope
     page = open_page("admin", width=390, dark=True)
     page.goto("/projects/desk")
     labelers = page.get_by_role("region", name="Labelers who need attention")
-    expect(labelers.get_by_role("listitem").filter(has_text="Lefty")).to_contain_text("picks left")
+    expect(labelers.get_by_role("listitem").filter(has_text="Lefty")).to_contain_text("picks the left response")
     slices = page.get_by_role("region", name="Slices that need attention")
     expect(slices.get_by_role("listitem").first).to_contain_text("Domain poems 10% agree")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -30,7 +30,7 @@ def test_who_and_what_needs_attention_is_on_the_start_page(session: Session, ope
     expect(page.get_by_label("Slice")).to_have_value("domain=poems")
     page.go_back()
     labelers.get_by_role("link", name="Lefty").click()
-    expect(page.get_by_role("heading", name="Why look")).to_be_visible()
+    expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
     page.go_back()
     slices.get_by_role("link", name="Domain poems").click()
     expect(page.get_by_role("region", name="Agreement by domain").get_by_role("rowheader").first).to_contain_text(

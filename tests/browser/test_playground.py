@@ -43,7 +43,7 @@ def test_two_models_talk_blind_until_somebody_votes(
     page.get_by_role("button", name="Model B is better").click()
     expect(page.get_by_role("heading", name="newcomer")).to_be_visible()
 
-    page.get_by_label("Say more to both").fill("And to a child?")
+    page.get_by_label("Next message to both models").fill("And to a child?")
     page.get_by_role("button", name="Send to both").click()
     with worker(settings):
         expect(page.get_by_role("button", name="Neither is better")).to_have_count(2, timeout=60_000)
@@ -65,12 +65,12 @@ def test_two_models_talk_blind_until_somebody_votes(
     card = page.locator(".card", has=page.get_by_role("heading", name="newcomer")).first
     card.get_by_text("Report a failure").click()
     card.get_by_label("How badly it failed").select_option("badly")
-    card.get_by_role("button", name="Keep as a red-team attempt").click()
-    expect(page.get_by_text("The answer is kept as a red-team attempt.")).to_be_visible()
+    card.get_by_role("button", name="Save as red-team attempt").click()
+    expect(page.get_by_text("The answer was saved as a red-team attempt.")).to_be_visible()
     card.get_by_text("Correct it").click()
     take_picture(page, "playground-correct-390")
-    card.get_by_label("The answer as it should be").fill("Rye, for its crust.")
-    card.get_by_role("button", name="Keep as a demonstration").click()
-    expect(page.get_by_text("Your correction is kept as a demonstration")).to_be_visible()
+    card.get_by_label("Corrected answer").fill("Rye, for its crust.")
+    card.get_by_role("button", name="Save as demonstration").click()
+    expect(page.get_by_text("Your correction was saved as a demonstration")).to_be_visible()
     assert session.scalars(select(RedTeamAttempt.severity)).all() == [3]
     assert session.scalars(select(Demonstration.text)).all() == ["Rye, for its crust."]

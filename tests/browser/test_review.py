@@ -46,7 +46,7 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.goto(f"/projects/{project.slug}/review")
     expect(page.get_by_role("link", name="Disagreement 4")).to_have_attribute("aria-current", "page")
     expect(page.get_by_text("1 for A, 1 for B").first).to_be_visible()
-    page.get_by_role("link", name="Begin with the first").press("Enter")
+    page.get_by_role("link", name="Start reviewing").press("Enter")
 
     # The case shows what the labelers said.
     arrived(page, "Question 0?")
@@ -91,7 +91,7 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     assert state(session, rows[0]) == "in_review"
     press(page, "1")
     press(page, "c")
-    expect(page.get_by_role("checkbox", name="as a calibration item too")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Also make it a calibration item")).to_be_checked()
     press(page, "Enter")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert state(session, rows[0]) == "adjudicated"
@@ -109,13 +109,13 @@ def test_keys_are_listed_and_single_ones_can_be_switched_off(session: Session, o
     sheet = page.get_by_role("dialog", name="Keys")
     expect(sheet).to_contain_text("1 … 7the verdict, from A to B")
     press(page, "1")  # nothing behind the open list is pressed
-    page.get_by_label("Keys without").uncheck()
+    page.get_by_label("Use keys without").uncheck()
     press(page, "Escape")
     expect(sheet).to_be_hidden()
     press(page, "w")
     press(page, "1")
     page.get_by_role("button", name="Keys").click()
-    page.get_by_label("Keys without").check()
+    page.get_by_label("Use keys without").check()
     sheet.get_by_role("button", name="Close").click()
     expect(page.locator("input[name=verdict]:checked")).to_have_count(0)
     press(page, "1")
@@ -167,14 +167,14 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
     assert session.scalars(select(Comparison.conflict_dismissed).order_by(Comparison.id)).all() == [True, True, False]
 
     page.get_by_role("link", name="Flagged 1").click()
-    page.get_by_role("link", name="Begin with the first").click()
+    page.get_by_role("link", name="Start reviewing").click()
     arrived(page, "Question 7?")
     press(page, "d")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     # Anything decided can be put up for review, and is decided about at once.
     page.goto(f"/projects/{project.slug}/review/{flagged.id}")
     press(page, "r")
-    arrived(page, "put it up for review")
+    arrived(page, "sent it to review")
     press(page, "7")
     press(page, "Enter")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
@@ -210,8 +210,8 @@ def test_relabeling_in_the_browser(session: Session, open_page: Callable[..., Pa
     page.get_by_role("link", name="Ask again under a new rubric").click()
     expect(page.get_by_text("3 comparisons, 6 new judgments.")).to_be_visible()
     page.get_by_label("Agreement below, %").fill("60")
-    page.get_by_label("Judgments of each").fill("1")
-    page.get_by_role("button", name="Count them").click()
+    page.get_by_label("Judgments per comparison").fill("1")
+    page.get_by_role("button", name="Count comparisons").click()
     expect(page.get_by_text("2 comparisons, 2 new judgments.")).to_be_visible()
     page.get_by_role("button", name="Ask them again").click()
     expect(page.get_by_text("2 comparisons are asked again.")).to_be_visible()
@@ -223,7 +223,7 @@ def test_relabeling_in_the_browser(session: Session, open_page: Callable[..., Pa
     session.commit()
     page.reload()
     expect(
-        page.get_by_text("Of 2 asked again, 2 are decided anew; 2 of these came out on another side.")
+        page.get_by_text("2 of 2 comparisons asked again are decided. In 2 of them the winner changed.")
     ).to_be_visible()
     expect(page.get_by_role("row", name="Percent on one side")).to_contain_text("0.0%")
 
@@ -267,8 +267,8 @@ def test_giving_up_a_judgment_to_review(session: Session, open_page: Callable[..
     session.commit()
     page = open_page("admin", "labeler")
     page.goto(f"/projects/{project.slug}/review?queue=flagged")
-    page.get_by_role("link", name="Begin with the first").click()
-    expect(page.get_by_text("what others said is closed to you")).to_be_visible()
+    page.get_by_role("link", name="Start reviewing").click()
+    expect(page.get_by_text("other people's judgments are hidden from you")).to_be_visible()
     expect(page.get_by_text("B says it.")).to_have_count(0)
     page.get_by_role("button", name="Give up judging it and review it").click()
     arrived(page, "B says it.")

@@ -84,7 +84,7 @@ def test_the_numbers_follow_the_settings_before_the_start(
     page.locator("#turns").fill("40")
     page.locator("#turns").blur()
     expect(page.locator("#estimate strong").first).not_to_have_text(took)
-    page.get_by_text("Part by part").click()
+    page.get_by_text("By stage").click()
     expect(page.locator("#estimate")).to_contain_text("default rates of two CPU cores")
 
 
@@ -178,8 +178,8 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     expect(page.get_by_role("row", name="Policy 3 minutes 61,234 327 2.3 GB")).to_be_visible()
     look(page, "round-better", width, dark)
     page.goto(f"/projects/{project.slug}/rounds/2")
-    expect(page.get_by_text("No fewer than 10 prompts can decide.")).to_be_visible()
-    expect(page.get_by_text("Beside the first policy: 86% of 14 prompts")).to_be_visible()
+    expect(page.get_by_text("A verdict needs at least 10 prompts.")).to_be_visible()
+    expect(page.get_by_text("Compared with the first policy: 86% of 14 prompts")).to_be_visible()
     look(page, "round-little", width, dark)
     page.goto(f"/projects/{project.slug}/rounds/3")
     expect(page.get_by_role("heading", name="Worse")).to_be_visible()
@@ -197,7 +197,7 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
         page.get_by_role("button", name="Train").click()
     page.get_by_role("link", name="Models", exact=True).click()
     look(page, "models", width, dark)
-    page.get_by_role("row", name="policy-1").get_by_role("button", name="Back to this policy").click()
+    page.get_by_role("row", name="policy-1").get_by_role("button", name="Adopt again").click()
     expect(page.get_by_role("row", name="policy-1 the policy")).to_be_visible()
     expect(page.get_by_role("row", name="It refuses less, and nobody minds the length.")).to_be_visible()
     page.goto(f"/projects/{project.slug}/rounds/new?algorithm=grpo")

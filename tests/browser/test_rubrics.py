@@ -159,7 +159,7 @@ def test_examples_and_quiz(session: Session, open_page: OpenPage) -> None:
     assert rubric.examples == [{"prompt": "2 + 2?", "better": "4", "worse": "5", "reason": "Right."}]
     assert [(item["prompt"], item["answer"]) for item in rubric.quiz] == [("Capital of France?", -1)]
     page.get_by_role("link", name="Quiz results").click()
-    expect(page.get_by_text("Nobody has taken it yet")).to_be_visible()
+    expect(page.get_by_text("Nobody has taken the quiz yet")).to_be_visible()
 
 
 def test_a_half_written_example_is_kept_in_the_draft(session: Session, open_page: OpenPage) -> None:

@@ -136,7 +136,7 @@ def test_a_suite_is_added_from_a_file_that_was_faulty_first(
     expect(page.get_by_role("heading", name="Capitals")).to_be_visible()
     expect(page.get_by_text("these 2 cases")).to_be_visible()
     page.get_by_label("Points that a new policy may lose").fill("2.5")
-    page.get_by_label("It is held back if").select_option(label="it may have lost more: the interval reaches below")
+    page.get_by_label("Hold a policy back if").select_option(label="it may have lost more: the interval reaches below")
     page.get_by_role("button", name="Save limit").click()
     page.get_by_role("link", name="Suites").first.click()
     expect(page.get_by_role("row", name="Capitals 2 2.5 points (lower end)")).to_be_visible()

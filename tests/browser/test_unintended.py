@@ -51,7 +51,7 @@ def test_enter_in_the_reason_gives_no_thumb(session: Session, open_page: OpenPag
     press(page, "Enter")
     expect(page.get_by_label("Reason")).not_to_be_focused()
     press(page, "2")
-    expect(page.get_by_role("status")).to_contain_text("Thumb down taken. 1 done today")
+    expect(page.get_by_role("status")).to_contain_text("Thumb down saved. 1 done today")
     thumb = session.scalars(select(Thumb)).one()
     assert (thumb.liked, thumb.rationale) == (False, "It is wrong.")
 
@@ -93,7 +93,7 @@ def test_a_reason_comes_back_after_the_sign_in_ended(session: Session, open_page
     sign_in_again(page, user)
     expect(page.get_by_label("Reason")).to_have_value("  Off by one, שלום  ")
     press(page, "2")
-    expect(page.get_by_role("status")).to_contain_text("Thumb down taken. 1 done today")
+    expect(page.get_by_role("status")).to_contain_text("Thumb down saved. 1 done today")
     assert session.scalars(select(Thumb.rationale)).one() == "Off by one, שלום"
     expect(page.get_by_label("Reason")).to_have_value("")
 

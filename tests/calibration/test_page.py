@@ -134,7 +134,7 @@ def test_an_admin_who_labels_is_not_told_before_they_give_the_items_up(
     html = client.get("/projects/p/calibration").text
     assert "A secret question?" not in html
     assert "An answered question?" in html
-    assert "1 item you may still meet" in html
+    assert "1 item that you may still be asked" in html
     assert client.post("/projects/p/calibration/look?page=0", {}).status_code == 303
     assert "A secret question?" in client.get("/projects/p/calibration").text
     recused = select(Lease.comparison_id).where(Lease.state == "recused", Lease.labeler_id == client.user.id)

@@ -42,7 +42,7 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
     given = ("--project", "args", "--name", "Arguments", "--split-by", "topic")
     done = command("import", FIXTURES / "convincing_arguments", *given)
     assert done.exit_code == 0, done.output
-    assert "judgments: 90 added, 0 were there already" in done.output
+    assert "judgments: 90 added, 0 were already there" in done.output
     assert "judgments.jsonl: the field hit_seconds (90 lines)" in done.output
     assert session.scalars(select(Project.name)).one() == "Arguments"
     assert session.scalar(select(func.count()).select_from(Judgment)) == 90
@@ -63,7 +63,7 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
     assert "A full export holds everything" in str(refused.exception)
 
     again = command("import", FIXTURES / "convincing_arguments", *given)
-    assert "judgments: 0 added, 90 were there already" in again.output
+    assert "judgments: 0 added, 90 were already there" in again.output
 
     here = select(Project.id).where(Project.slug == "args").scalar_subquery()
     settled = (Comparison.state == "settled", Comparison.project_id == here)

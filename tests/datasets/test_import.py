@@ -314,8 +314,8 @@ def test_a_known_answer_that_comes_again_changes_nothing_and_says_so(session: Se
     put(known | {"known_answer": -2}, ordinary)
     assert put(known | {"known_answer": -2}, known).notes == []
     other, not_taken = put(known | {"known_answer": 1}, ordinary | {"known_answer": 1}).notes
-    assert other.startswith("Calibration items with another known answer here: 1, which stays.")
-    assert not_taken.startswith("Known answers to pairs that are ordinary comparisons here: 1, not taken.")
+    assert other.startswith("Calibration items whose known answer here differs: 1. The answer here stays.")
+    assert not_taken.startswith("Known answers to pairs that are ordinary comparisons here: 1, not imported.")
     assert session.scalars(select(Comparison.gold).order_by(Comparison.id)).all() == [-2, None]
 
 
@@ -329,7 +329,7 @@ def test_known_answers_in_one_import_do_not_contradict_each_other(session: Sessi
 
 def test_a_tie_is_no_known_answer_where_the_rubric_has_none(session: Session, project: Project, put: Any) -> None:
     factories.rubric(session, project, version=2, allow_tie=False)
-    with pytest.raises(InvalidInput, match="known_answer 0 is a tie, which the rubric does not have"):
+    with pytest.raises(InvalidInput, match="known_answer 0 is a tie, but the rubric has no tie"):
         put({"prompt": "Known?", "response_a": "yes", "response_b": "no", "known_answer": 0})
 
 
@@ -476,7 +476,7 @@ def test_who_was_removed_does_not_come_back_with_the_file(session: Session, proj
     again = [put(told[0], name="pairs.jsonl"), put(told[1], name="thumbs.jsonl")]
     assert [report.added.total() for report in again] == [0, 0]
     for report in again:
-        assert any("spam was removed from this project; what they said was left out" in note for note in report.notes)
+        assert any("spam was removed from this project; their judgments were left out" in note for note in report.notes)
     live = select(User.name).join(Judgment, Judgment.labeler_id == User.id).where(Judgment.superseded_at.is_(None))
     assert session.scalars(live).all() == ["ann"]
     assert count(session, Thumb, Thumb.superseded_at.is_(None)) == 0
@@ -568,8 +568,8 @@ def test_a_labeler_is_one_however_the_name_is_typed(session: Session, put: Any) 
     [
         ("0001-01-01T00:00:00+05:00", "before 1970"),
         ("1969-12-31T23:59:59Z", "before 1970"),
-        ("9999-12-31T23:59:59-05:00", "lies in the future"),
-        ("9999-12-31T23:59:59", "lies in the future"),
+        ("9999-12-31T23:59:59-05:00", "is in the future"),
+        ("9999-12-31T23:59:59", "is in the future"),
         ("2400-02-30T00:00:00Z", "day value is outside expected range"),
     ],
 )

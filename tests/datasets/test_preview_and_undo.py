@@ -98,7 +98,7 @@ def test_a_preview_shows_the_first_rows_and_writes_nothing(
     assert first.rows[2].becomes.endswith("Prompt: held out.")
     assert ranked.rows[0].becomes.startswith("A ranking, 6 comparisons. The first: r: ")
     assert shown.adds == Counter(prompts=23, comparisons=28, judgments=7, demonstrations=0)
-    assert "x.jsonl: the field colour (1 line) has no place here and was left out." in shown.notes
+    assert "x.jsonl: the field colour (1 line) is not imported here and was left out." in shown.notes
 
 
 def test_what_is_lost_or_unexpected_is_told(session: Session, put: Callable[..., ImportReport]) -> None:
@@ -234,7 +234,7 @@ def test_an_undone_import_leaves_nothing_that_counts_and_can_come_again(
     assert sorted(session.scalars(select(Prompt.split))) == ["train", "withdrawn"]
     assert insights.live(session, project.id).figures == before
 
-    with pytest.raises(Conflict, match="was undone already"):
+    with pytest.raises(Conflict, match="was already undone"):
         undo(session, project, answers.import_id or 0)
     with pytest.raises(NotFound):
         undo(session, factories.project(session), answers.import_id or 0)
@@ -263,12 +263,12 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
     factories.comparison(session, project, prompt=used)
     assert judged_here(session, project, report.import_id or 0) == 1
     done = undo(session, project, report.import_id or 0)
-    assert "Judgments given here that count no more: 1." in done.describe()
+    assert "Judgments given here that no longer count: 1." in done.describe()
     assert judged_here(session, project, report.import_id or 0) == 0
     assert (done.withdrawn["comparisons"], done.withdrawn["judgments"], done.withdrawn["prompts"]) == (2, 1, 1)
     assert (done.kept, done.rounds) == (1, 1)
     assert "1 prompts stay" in done.describe()
-    assert "Rounds that had learned from some of it: 1." in done.describe()
+    assert "Rounds that learned from some of it: 1." in done.describe()
     session.expire_all()
     assert (used.split, read.state, open_.state) == ("train", "withdrawn", "withdrawn")
     assert session.scalars(select(Judgment.superseded_for).order_by(Judgment.id)).all() == ["removed", None]

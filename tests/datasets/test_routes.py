@@ -42,7 +42,7 @@ def test_pairs_and_judgments_uploaded_together(session: Session, project: Projec
     assert event.actor_id == admin.user.id
 
     again = admin.post(f"/projects/{project.slug}/data", {}, files=sent)
-    assert "0 comparisons (18 more were there already)" in again.text
+    assert "0 comparisons (18 more were already there)" in again.text
 
 
 def test_a_whole_project_is_downloaded_and_becomes_another(
@@ -76,7 +76,7 @@ def test_thumbs_are_imported_once_and_exported(session: Session, project: Projec
     assert "4 thumbs, 3 new labelers" in answer.text
     assert session.scalar(select(func.count()).select_from(Demonstration)) == 0
     assert session.scalar(select(func.count()).select_from(Completion)) == 2
-    assert "0 thumbs (4 more were there already)" in admin.post(url, {}, files=files(("t.jsonl", content))).text
+    assert "0 thumbs (4 more were already there)" in admin.post(url, {}, files=files(("t.jsonl", content))).text
     changed = json.dumps(down | {"label": True}).encode()
     assert (
         "t already gave this response a thumb down, now one up"
@@ -168,7 +168,7 @@ def test_preview_then_import_then_undo(session: Session, project: Project, sign_
     assert seen is not None
     options = {"skip_invalid": "true", "previewed": seen[1]}
     other = admin.post(url, options, files=files(("p.jsonl", content + b"\n")))
-    assert (other.status_code, "not those of the preview" in other.text) == (409, True)
+    assert (other.status_code, "have changed since the preview" in other.text) == (409, True)
     assert admin.post(url, options | {"heldout_percent": "50"}, files=sent).status_code == 409
     done = admin.post(url, options, files=sent)
     assert (done.status_code, "1 comparison, 1 judgment" in done.text) == (200, True)
@@ -200,7 +200,7 @@ def test_undoing_what_labelers_judged_asks_once_more(
     session.refresh(row)
     assert row.state != "withdrawn"
     undone = admin.post(form[1], {"confirmed": "true"}).text
-    assert "that count no more: 1." in undone
+    assert "that no longer count: 1." in undone
     for shown in (undone, admin.get(f"/projects/{project.slug}").text):
         assert re.search(r'Judgments</span><span class="stat-value">0</span>', shown)
     session.refresh(row)

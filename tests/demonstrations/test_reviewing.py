@@ -70,7 +70,7 @@ def test_an_edit_to_what_another_demonstration_says_is_refused(session: Session)
     prompt = factories.prompt(session, project)
     factories.demonstration(session, prompt, "Yes.", digest=service.digest("Yes."))
     written = factories.demonstration(session, prompt, "Yes", state="pending")
-    with pytest.raises(Conflict, match="there already"):
+    with pytest.raises(Conflict, match="already exists"):
         service.approve(session, project, admin, written.id, decision(written, "Yes."))
     assert (written.state, written.text) == ("pending", "Yes")
 
@@ -194,7 +194,7 @@ def test_only_prompts_without_an_answer_that_training_reads_are_asked_about(sess
 
     assert service.ask(session, project, admin, wish(count=2, split="train")) == 2
     assert count() == 2
-    with pytest.raises(InvalidInput, match="3 were asked for, but 2 prompts fit"):
+    with pytest.raises(InvalidInput, match="Only 2 prompts match, not 3"):
         service.ask(session, project, admin, wish(count=3))
     assert service.ask(session, project, admin, wish(count=2)) == 2
     wanted = Counter(found.prompt_id for found in tasks(session))

@@ -73,7 +73,7 @@ def test_without_javascript_a_page_follows(session: Session, sign_in: SignIn) ->
     form = {"prompt_id": given.prompt_id, "text": "An answer."}
     sent = labeler.post(f"{base(project)}/write/{given.id}", form)
     assert (sent.status_code, sent.headers["location"]) == (303, f"{base(project)}/write")
-    assert "No prompt wants an answer written" in labeler.get(f"{base(project)}/write").text
+    assert "No prompt needs a written answer" in labeler.get(f"{base(project)}/write").text
     assert [row.author_id for row in demonstrations(session)] == [labeler.user.id if labeler.user else None]
 
 
@@ -87,7 +87,7 @@ def test_a_text_that_came_too_late_is_given_back(session: Session, sign_in: Sign
     answered = labeler.post(f"{base(project)}/write/{given.id}", form, headers=HTMX)
     assert answered.status_code == 410
     assert answered.headers["HX-Retarget"] == "#desk"
-    assert "no longer wants an answer" in answered.text
+    assert "no longer needs an answer" in answered.text
     assert "Next question?" in answered.text
     kept = re.search(r'<textarea id="unsent"[^>]*>\n?(.*?)</textarea>', answered.text, re.DOTALL)
     assert kept is not None
@@ -217,17 +217,17 @@ def test_asking_says_how_many_prompts_fit(session: Session, sign_in: SignIn) -> 
         factories.prompt(session, project, domain="law" if n else "sea")
     session.commit()
     ask = base(project) + "/ask"
-    assert "<b>3</b> prompts fit" in admin.get(ask).text
+    assert "<b>3</b> prompts match" in admin.get(ask).text
     part = admin.get(ask + "?domain=law&count=5", headers=HTMX).text
-    assert "<b>2</b> prompts fit" in part
+    assert "<b>2</b> prompts match" in part
     assert "<html" not in part
     refused = admin.post(ask, {"domain": "law", "count": "5"})
     assert refused.status_code == 422
-    assert "5 were asked for, but 2 prompts fit" in refused.text
+    assert "Only 2 prompts match, not 5" in refused.text
     form = {"domain": "law", "count": "2", "key": str(uuid4())}
     done = admin.post(ask, form)
     assert done.headers["location"] == f"{ask}?asked=2"
-    assert "2 prompts now wait" in admin.get(done.headers["location"]).text
+    assert "2 prompts are now waiting" in admin.get(done.headers["location"]).text
     assert admin.post(ask, form).headers["location"] == f"{ask}?asked=2"  # a double click
     waiting: list[DemonstrationTask] = tasks(session)
     admin.post(ask + "/withdraw", {"task_id": str(waiting[0].id)})
@@ -367,8 +367,8 @@ def test_author_and_reviewer_see_all_that_was_done(session: Session, sign_in: Si
     assert refused.status_code == 422  # leaves no trace
     admin.post(f"{case}/approve", {"seen": seen, "text": "Water is wet: it clings to things.", "note": "Thanks."})
     for html in (labeler.get(mine).text, admin.get(case).text):
-        steps = re.findall(r"<b>(Approved|Rejected|Another text)</b>", html)
-        assert steps == ["Rejected", "Another text", "Rejected", "Another text", "Approved"]
+        steps = re.findall(r"<b>(Approved|Rejected|Revised)</b>", html)
+        assert steps == ["Rejected", "Revised", "Rejected", "Revised", "Approved"]
         for said in ("Say why.", "Leave yourself out.", "Thanks."):
             assert said in html
         assert "<mark>, I think</mark>" in html  # what the author took back

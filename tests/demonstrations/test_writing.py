@@ -87,7 +87,7 @@ def test_an_expired_task_takes_the_text_if_nobody_else_has_it(session: Session) 
     lost.expires_at = LONG_AGO
     session.flush()
     assert service.submit(session, project, ann, lost.id, answer(lost)).author_id == ann.id
-    with pytest.raises(Gone, match="no longer wants an answer"):
+    with pytest.raises(Gone, match="no longer needs an answer"):
         service.submit(session, project, bob, lost.id, answer(lost, "Another answer."))
 
 
@@ -130,7 +130,7 @@ def test_an_empty_answer_and_one_that_is_there_already_are_refused(session: Sess
     imported = factories.demonstration(
         session, session.get_one(queries.Prompt, given.prompt_id), "Same.", digest=service.digest("Same.")
     )
-    with pytest.raises(Conflict, match="there already, approved"):
+    with pytest.raises(Conflict, match="already exists and is approved"):
         service.submit(session, project, ann, given.id, answer(given, "Same."))
     assert demonstrations(session) == [imported]
     assert len(tasks(session)) == 1

@@ -252,7 +252,7 @@ def test_the_page_and_its_json(session: Session, project: Project, url: str, sig
     assert "100.0%" in shown  # they agree, while alpha has no variation to go by
     assert "–" in shown
     assert "Ann and Bob" in " ".join(BeautifulSoup(shown, "html.parser").get_text(" ").split())
-    assert "there are no slices to compare" in shown
+    assert "There are no slices to compare" in shown
     program = sign_in("operator").get(url, headers=JSON).json()
     assert program["percent"] == 1.0
     # Of a single comparison: Wilson's interval, 1 / (1 + 1.96^2) at its lower end.
@@ -273,7 +273,7 @@ def test_only_machines_have_judged(session: Session, project: Project, url: str,
     shown = admin.get(url).text
     assert "Only simulated labelers have judged here so far" in shown
     assert f'href="{url}?kind=simulated"' in shown
-    assert "You see a selection" in admin.get(f"{url}?kind=simulated").text
+    assert "You see your own selection" in admin.get(f"{url}?kind=simulated").text
     assert admin.get(f"{url}?kind=simulated", headers=JSON).json()["labelers"] == ["simulated"]
     assert admin.get(f"{url}?kind=nobody").status_code == 422
 
@@ -322,7 +322,7 @@ def test_a_kind_of_slices_has_pages(
             assert (f">{domain}<" in shown) == (domain in domains)
     assert ">fair<" in admin.get(f"{url}?dimension=domain&number=1&wait=true").text
     refused = admin.get(f"{url}/section?dimension=nothing", headers=JSON)
-    assert (refused.status_code, refused.json()["error"]) == (404, "There is nothing to show by nothing.")
+    assert (refused.status_code, refused.json()["error"]) == (404, "Agreement cannot be shown by “nothing”.")
 
 
 def test_hostile_names_are_text(session: Session, project: Project, url: str, sign_in: Callable[..., Any]) -> None:

@@ -133,7 +133,7 @@ def test_a_removal_by_its_form(session: Session, project: Project, sign_in: Call
     shown = admin.get(one).text
     assert "removed" in shown
     assert "spam" in shown
-    assert "They were removed already" in admin.get(f"{one}/remove").text
+    assert "This labeler was already removed" in admin.get(f"{one}/remove").text
 
 
 def test_a_removal_counts_thumbs(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
@@ -171,13 +171,13 @@ def test_a_removal_offers_to_withdraw_what_somebody_wrote(
     # What was left can be withdrawn afterwards.
     one = f"/projects/desk/labelers/{bob.id}"
     assert "Withdraw what they wrote" in admin.get(one).text
-    assert "What they wrote still stands" in admin.get(f"{one}/remove").text
+    assert "Their written work still counts" in admin.get(f"{one}/remove").text
     assert admin.post(f"{one}/withdraw-written", data={"reason": "consent withdrawn"}).status_code == 303
     assert "Withdraw what they wrote" not in admin.get(one).text
-    assert "what they wrote was withdrawn" in admin.get(one).text
+    assert "written work withdrawn" in admin.get(one).text
     refused = admin.post(f"{one}/withdraw-written", data={"reason": "again"})
     assert refused.status_code == 409
-    assert "Nothing that this labeler wrote stands" in refused.text
+    assert "Nothing written by this labeler still counts" in refused.text
     assert sign_in("operator").post(f"{one}/withdraw-written", data={"reason": "x"}).status_code == 403
     shown = admin.get(f"/projects/desk/demonstrations/{rows[0].id}").text
     assert "Withdrawn" in shown

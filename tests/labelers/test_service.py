@@ -167,9 +167,11 @@ def test_who_needs_attention_comes_first_with_the_reason(session: Session, proje
     assert set(first) == {"Waiting", "Coin", "Lefty", "Rush"}
     assert found.attention == 4
     assert all(not row.reasons for row in found.rows[4:])
-    assert first["Waiting"][0] == "is paused and waits for you"
-    assert any(words.startswith("agrees with others 5") for words in first["Coin"])
-    assert any(words.startswith(("picks left 7", "picks left 8")) for words in first["Lefty"])
+    assert first["Waiting"][0] == "is paused and needs your decision"
+    assert any(words.startswith("agrees with others in 5") for words in first["Coin"])
+    assert any(
+        words.startswith(("picks the left response in 7", "picks the left response in 8")) for words in first["Lefty"]
+    )
     assert any(words.endswith("answers too fast, in one run of 5 or more") for words in first["Rush"])
     left = {row.labeler.name: row.left for row in found.rows}
     assert left["Lefty"].marked  # type: ignore[union-attr]
@@ -227,7 +229,7 @@ def test_calibration_repeats_and_drift_are_reasons(session: Session, project: Pr
     }
     assert [reason.words for reason in rows["Ann"].reasons] == ["right on 0 of 6 calibration items, 0% (0–39)"]
     assert rows["Bob"].consistency == (0, 12, 0.0, pytest.approx(0.2425, abs=1e-3), False)
-    assert "repeats their own answer 0% (0–24)" in [reason.words for reason in rows["Bob"].reasons]
+    assert "gives the same answer to repeats in 0% (0–24)" in [reason.words for reason in rows["Bob"].reasons]
     assert rows["Eve"].reasons == ()
     assert rows["Eve"].consistency is None
 
@@ -417,7 +419,7 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
         also.prompt_id,
     }
     assert pair_rows(session, project) == []
-    with pytest.raises(Conflict, match="Nothing that this labeler wrote stands"):
+    with pytest.raises(Conflict, match="Nothing written by this labeler still counts"):
         service.withdraw_written(session, project, admin, ann.id, "again")
 
 
@@ -484,7 +486,7 @@ def test_groups(session: Session, project: Project, admin: User) -> None:
     ann, machine = factories.user(session), factories.account(session, kind="imported")
     group = service.add_group(session, project, admin, " Law ")
     assert group.name == "Law"
-    with pytest.raises(Conflict, match="a group “Law” already"):
+    with pytest.raises(Conflict, match="already a group “Law”"):
         service.add_group(session, project, admin, "Law")
     with pytest.raises(InvalidInput):
         service.add_group(session, project, admin, " ")
@@ -499,7 +501,7 @@ def test_groups(session: Session, project: Project, admin: User) -> None:
     # A member is on the list before judging anything.
     assert [row.id for row in queries.labelers(session, project.id, [])] == [ann.id]
     factories.comparison(session, project, group_id=group.id)
-    with pytest.raises(Conflict, match="are kept for the group"):
+    with pytest.raises(Conflict, match="are reserved for the group"):
         service.delete_group(session, project, admin, group.id)
     with pytest.raises(NotFound):
         service.remove_member(session, factories.project(session), admin, group.id, ann.id)

@@ -90,14 +90,14 @@ def test_chance_names_nobody() -> None:
 def test_cannot_judge_and_picking_right() -> None:
     rows = [(ANN, i, UNSAID if i % 2 else 1) for i in range(60)] + [(BOB, i, 1) for i in range(60)]
     found = reasons(table(rows, left=[UNKNOWN] * 60 + [0] * 50 + [1] * 10), labelers=2)
-    assert found[ANN] == ["cannot judge 50% (38–62)"]
-    assert found[BOB] == ["picks right 83% (72–91)"]
+    assert found[ANN] == ["says “cannot judge” in 50% (38–62)"]
+    assert found[BOB] == ["picks the right response in 83% (72–91)"]
 
 
 def test_agreement_is_held_against_the_rest() -> None:
     rows = [(who, i, 1) for i in range(200) for who in (BOB, EVE)] + [(ANN, i, i % 2 * 2 - 1) for i in range(200)]
     found = reasons(table(rows))
-    assert found[ANN] == ["agrees with others 50% (43–57), usual is 75%"]
+    assert found[ANN] == ["agrees with others in 50% (43–57); usual is 75%"]
     assert found[BOB] == found[EVE] == []
 
 

@@ -77,12 +77,12 @@ def test_cannot_judge_has_no_preference(session: Session) -> None:
         ({"strengths": 4}, {"preference": 5}, "The preference 5 is not"),
         ({"allow_both_bad": False}, {"preference": "both_bad"}, "no “both bad”"),
         ({"allow_cannot_judge": False}, {"preference": "cannot_judge"}, "no “cannot judge”"),
-        ({}, {"preference": 1, "aspects": {"tone": 1}}, "rates no aspect “tone”. It rates: factuality, style."),
-        ({"aspects": []}, {"preference": 1, "aspects": {"style": 1}}, "rates no aspect “style”. It rates none."),
+        ({}, {"preference": 1, "aspects": {"tone": 1}}, "has no aspect “tone”. Its aspects are: factuality, style."),
+        ({"aspects": []}, {"preference": 1, "aspects": {"style": 1}}, "has no aspect “style”. It has no aspects."),
         ({}, {"preference": 1, "aspects": {"style": 2}}, "“style” was rated 2."),
         ({}, {"preference": 1, "flags": ["rude"]}, "no flag “rude”. Its flags are: harmful, personal data, broken."),
         ({}, {"preference": 1, "ranks": [1, 2]}, "nothing to rank"),
-        ({"rationale_rule": "required"}, {"preference": "cannot_judge"}, "asks for a reason"),
+        ({"rationale_rule": "required"}, {"preference": "cannot_judge"}, "requires a reason"),
     ],
 )
 def test_what_is_outside_the_rubric_is_refused_by_name(
@@ -181,11 +181,11 @@ def test_rankings_that_are_refused(
     task = take(session, project, labeler)
     with pytest.raises(InvalidInput, match=reason):
         submit(session, project, labeler, task, preference=None, ranks=ranks)
-    with pytest.raises(InvalidInput, match="no preference between two"):
+    with pytest.raises(InvalidInput, match="not take a preference between two"):
         submit(session, project, labeler, task, preference=1, ranks=[1, 2, 3, 4])
-    with pytest.raises(InvalidInput, match="“cannot judge” as well"):
+    with pytest.raises(InvalidInput, match="also chose “cannot judge”"):
         submit(session, project, labeler, task, preference="cannot_judge", ranks=[1, None, None, None])
-    with pytest.raises(InvalidInput, match="rates no aspect"):
+    with pytest.raises(InvalidInput, match="has no aspect"):
         submit(session, project, labeler, task, preference=None, ranks=[1, 2, 3, 4], aspects={"style": 1})
     assert session.scalar(select(func.count()).select_from(Judgment)) == 0
 

@@ -231,7 +231,7 @@ def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
     judge(session, project, other, taken)
     session.commit()
     assert (taken.position == left.position) == (kind == "train")
-    with pytest.raises(Gone, match="others took it"):
+    with pytest.raises(Gone, match="other labelers judged it"):
         judge(session, project, labeler, left)
     assert take(session, project, labeler, again=left.lease_id).position != left.position
     seen = set()

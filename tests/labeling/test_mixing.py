@@ -155,7 +155,7 @@ def test_a_labeler_below_the_threshold_is_paused_with_a_message_and_the_admin_to
     assert assigning.next_task(session, project, labeler) is None
     idle = outlook.idle(session, project, labeler)
     assert idle.reason == "paused"
-    assert "Of your last 5, 3 agree" in idle.message
+    assert "You were right on 3 of your last 5" in idle.message
     assert "70%" in idle.message
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "labeler.paused")).one()
     assert (event.details["labeler_id"], event.details["right"], event.details["answers"]) == (labeler.id, 3, 5)

@@ -56,7 +56,7 @@ def test_only_labelers(sign_in: Callable[..., SignedIn], project: Project) -> No
     for roles in (("admin",), ("operator",)):
         client = sign_in(*roles)
         assert client.get(url(project)).status_code == 403
-        assert "Nothing waits for you" in client.get("/label").text
+        assert "Nothing is waiting for you" in client.get("/label").text
         assert client.post(f"{url(project)}/{uuid4()}/skip").status_code == 403
     labeler = sign_in("labeler")
     card = Shown(labeler.get(url(project)).text)
@@ -226,7 +226,7 @@ def test_start_goes_where_there_is_work(sign_in: Callable[..., SignedIn], sessio
     assert labeler.get("/label").headers["location"] == url(project)
     session.execute(text("UPDATE comparison SET state = 'withdrawn'"))
     session.commit()
-    assert "Nothing waits for you" in labeler.get("/label").text
+    assert "Nothing is waiting for you" in labeler.get("/label").text
 
 
 def test_while_sampling_the_page_asks_again(sign_in: Callable[..., SignedIn], session: Session) -> None:
@@ -252,7 +252,7 @@ def test_skipping_the_only_one_says_so(sign_in: Callable[..., SignedIn], session
     for headers in (SCRIPT, {}):
         answer = labeler.post(f"{card.action}/skip", headers=headers)
         assert answer.status_code == 200
-        assert "Only what you skipped is left" in html_of(answer)
+        assert "Only the comparison you skipped is left" in html_of(answer)
     Shown(labeler.get(url(project)).text)
 
 

@@ -272,7 +272,7 @@ def test_a_withdrawn_comparison_is_gone(session: Session) -> None:
         ({}, 4, "", "not on the rubric's scale"),
         ({"strengths": 2}, -3, "", "not on the rubric's scale"),
         ({"allow_tie": False}, 0, "", "no tie"),
-        ({"rationale_rule": "required"}, 1, "  \r\n ", "asks for a reason"),
+        ({"rationale_rule": "required"}, 1, "  \r\n ", "requires a reason"),
     ],
 )
 def test_answers_the_rubric_does_not_allow(

@@ -107,7 +107,7 @@ def test_an_answer_is_final_after_an_hour_and_when_a_round_begins(session: Sessi
         assert answers.why_final(session, judgment) == ""  # another project's
         session.add(Snapshot(project_id=project.id, digest="x", location="x", counts={}))
         session.flush()
-    assert answers.why_final(session, judgment) == "It is more than an hour old, or a round has begun since."
+    assert answers.why_final(session, judgment) == "It is more than an hour old, or a round has started since."
     assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [False]
 
 
@@ -117,7 +117,7 @@ def test_an_edit_sent_twice_is_one(session: Session) -> None:
     form = answer(history.task_of(session, judgment), -1, rationale="Better so.")
     edited = answers.edit(session, project, judgment.id, labeler, form)
     assert answers.edit(session, project, judgment.id, labeler, form).id == edited.id
-    with pytest.raises(Conflict, match="replaced already"):
+    with pytest.raises(Conflict, match="already replaced"):
         answers.edit(session, project, judgment.id, labeler, answer(history.task_of(session, edited), 1))
     with pytest.raises(InvalidInput, match="No preference"):
         answers.edit(session, project, edited.id, labeler, answer(history.task_of(session, edited), None))
@@ -147,7 +147,7 @@ def test_who_may_not_label_changes_nothing(session: Session, state: str) -> None
     form = answer(history.task_of(session, judgment), 1)
     session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=state, reason="Read the rubric."))
     session.flush()
-    with pytest.raises(Forbidden, match="not taken"):
+    with pytest.raises(Forbidden, match="nothing was saved"):
         judge(session, project, labeler, task)
     with pytest.raises(Forbidden):
         answers.undo(session, project, labeler)
@@ -250,11 +250,11 @@ def test_a_ranking_stays_one_answer_where_a_reviewer_asks_more_about_one_of_its_
     assert outlook.progress(session, project, labeler) == before
     rows = history.mine(session, project, labeler, None).rows
     assert [row.judgment.id for row in rows] == [judgment.id]
-    with pytest.raises(Conflict, match="about a part of it"):
+    with pytest.raises(Conflict, match="about part of it"):
         answers.undo(session, project, labeler)
     for part in session.scalars(select(Judgment)).all():
         assert answers.own_judgment(session, project, part.id, labeler).id == judgment.id
-        with pytest.raises(Conflict, match="about a part of it"):
+        with pytest.raises(Conflict, match="about part of it"):
             answers.edit(session, project, part.id, labeler, answer(task, None, ranks=[1, 2, 3, 4]))
     assert counts(session, pairs[apart].id) == (1, 0)
 

@@ -178,8 +178,8 @@ def test_length_that_explains_the_lead_is_warned_of(
         ((0, 0, 0), "No policy has been compared with another"),
         ((10, 5, 0), "Too few judgments to rank policies 15 judgments on 15 prompts can be used so far."),
         ((25, 0, 0), "All comparisons of two policies went one way, so no win rate can be computed yet."),
-        ((20, 0, 5), "Of 25 judgments between these policies, 5 are ties, and the others all went one way."),
-        ((20, 18, 2), "No policy is surely the best one leads. It wins"),
+        ((20, 0, 5), "5 of 25 judgments between these policies are ties, and all the others went one way."),
+        ((20, 18, 2), "No policy is clearly the best one leads. It wins"),
     ],
 )
 def test_what_cannot_be_told_is_said(

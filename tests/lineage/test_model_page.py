@@ -118,7 +118,7 @@ def test_models_without_papers_have_a_page_and_others_projects_have_none(
     client = sign_in("admin")
     for model in (base, broken):
         page = client.get(f"/projects/{project.slug}/models/{model.id}")
-        assert (page.status_code, "Nothing was written about this model" in page.text) == (200, True)
+        assert (page.status_code, "No report on this model" in page.text) == (200, True)
     for wrong in (foreign.id, 10**30, 0):
         assert client.get(f"/projects/{project.slug}/models/{wrong}").status_code == 404
     assert sign_in("labeler").get(f"/projects/{project.slug}/models/{base.id}").status_code == 403

@@ -224,7 +224,7 @@ def test_a_manifest_of_another_instance_is_told(exported: Path) -> None:
     said = {"format": manifest.FORMAT, "model": {"name": "policy\x1b[31m-1"}}
     manifest.write(exported, said, manifest.key_of(b"another"))
     assert manifest.printable(manifest.verify(exported).model.name) == "policy\ufffd[31m-1"
-    with pytest.raises(Conflict, match="It was signed by"):
+    with pytest.raises(Conflict, match="The manifest was signed by"):
         manifest.verify(exported, manifest.public_key(KEY))
 
 
@@ -250,7 +250,7 @@ def test_from_the_command_line(
     assert "It learned from 3 judgments, 1 demonstration of 2 people" in checked.output
     with pytest.raises(NotFound, match="no model policy-7"):
         run.invoke(commands, ["model", "export", "policy-7", str(out) + "2", "--project", "p"], catch_exceptions=False)
-    with pytest.raises(Conflict, match="exists already"):
+    with pytest.raises(Conflict, match="already exists"):
         run.invoke(commands, ["model", "export", "policy-1", str(out), "--project", "p"], catch_exceptions=False)
 
 

@@ -40,7 +40,7 @@ def test_a_good_model_has_nothing_to_look_at() -> None:
     assert [line[:3] for line in found["accuracy"].lines] == [
         ("Reward model", "80%", "76 to 84%, 450 comparisons"),
         ("Two labelers", "83%", "78 to 88%, 120 comparisons"),
-        ("On what it was trained on", "90%", "400 comparisons"),
+        ("On comparisons it was trained on", "90%", "400 comparisons"),
         ("On held-out comparisons", "78%", "50 comparisons"),
     ]
 
@@ -49,7 +49,7 @@ def test_a_good_model_has_nothing_to_look_at() -> None:
     ("bounds", "ceiling", "state", "why"),
     [
         ([0.76, 0.84], 0.85, "look", "less often than they agree with each other"),
-        ([0.76, 0.84], 0.84, "fine", "not shown to agree"),
+        ([0.76, 0.84], 0.84, "fine", "no evidence that it agrees"),
         ([0.5, 0.84], 0.7, "look", "not shown to be better than chance"),
         ([0.51, 0.84], None, "fine", "No comparison was judged twice"),
     ],
@@ -88,9 +88,9 @@ def test_the_plot_has_a_point_for_each_bin_with_wilsons_interval() -> None:
     [
         (0.12, [0.04, 0.2], [0.7, 0.88], "look", "prefers longer responses"),
         (-0.12, [-0.2, -0.04], [0.7, 0.88], "look", "prefers shorter responses"),
-        (0.12, [-0.01, 0.25], [0.7, 0.88], "fine", "does not prefer"),
-        (0.04, [0.02, 0.06], [0.7, 0.88], "fine", "does not prefer"),  # sure, and too small to matter
-        (0.01, [-0.03, 0.05], [0.5, 0.79], "look", "where length cannot help it"),
+        (0.12, [-0.01, 0.25], [0.7, 0.88], "fine", "do not show that it prefers"),
+        (0.04, [0.02, 0.06], [0.7, 0.88], "fine", "do not show that it prefers"),  # sure, and too small to matter
+        (0.01, [-0.03, 0.05], [0.5, 0.79], "look", "when length cannot help it"),
     ],
 )
 def test_length_bias_also_at_equal_length(
@@ -115,12 +115,12 @@ def test_edits_and_attacks_are_looked_at_where_the_interval_lies_beyond_the_limi
         "adversarial": probes["adversarial"] | {"padding": {"prompts": 200, "wins": 0.2, "mean_change": 0.2}},
     }
     found = by_name(report(probes=worse))
-    assert found["stability"].why == "Turned round by more than 5%: two spaces between sentences."
+    assert found["stability"].why == "Edits that reverse more than 5% of comparisons: two spaces between sentences."
     assert [(line.label, line.value, line.looks) for line in found["stability"].lines] == [
         ("two spaces between sentences", "12%", True),
         ("the first line in bold", "6%", False),
     ]
-    assert found["attacks"].why == "Rewarded on more than 10% of prompts: sentences without content added."
+    assert found["attacks"].why == "Attacks that win on more than 10% of prompts: sentences without content added."
     assert [line.looks for line in found["attacks"].lines] == [True, False]
 
 

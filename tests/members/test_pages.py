@@ -296,7 +296,7 @@ def test_start_labeling_leads_to_a_project_of_ones_own(session: Session, project
         nothing = client.get("/label")
         assert nothing.status_code == 200
         assert "Quatrains" not in nothing.text
-        assert "Nothing waits for you" in nothing.text
+        assert "Nothing is waiting for you" in nothing.text
 
 
 def test_whoever_is_a_member_of_nothing_is_told_so(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -264,9 +264,9 @@ def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
     written = service.correct(session, project, owner, chat, turn.id, better)
     assert (written.text, written.state, written.author_id) == (" Crumb and crust.\n", "pending", owner.id)
     assert written.prompt_id == attempt.prompt_id  # the same conversation stands once in a project
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="already exists"):
         service.correct(session, project, owner, chat, turn.id, better)
-    for wrong, words in (("Mud.", "as the model gave it"), (" \n", "Nothing is written")):
+    for wrong, words in (("Mud.", "did not change the model's answer"), (" \n", "Nothing is written")):
         with pytest.raises(InvalidInput, match=words):
             service.correct(session, project, owner, chat, turn.id, CorrectionForm(side=1, text=wrong))
 
@@ -313,7 +313,7 @@ def test_nothing_becomes_of_answers_while_a_chat_is_blind(
 def test_the_pages(sign_in: Callable[..., SignedIn], session: Session, project: Project, store: ArtifactStore) -> None:
     session.commit()
     client, address = sign_in("operator"), f"/projects/{project.slug}/playground"
-    assert "There are not two models yet" in client.get(address).text
+    assert "Only one model so far" in client.get(address).text
     pair = [factories.model(session, project, name=name) for name in ("old", "new")]
     session.commit()
     refused = client.post(address, {"first_id": pair[0].id, "second_id": pair[0].id})
@@ -338,7 +338,7 @@ def test_one_persons_chats_do_not_fill_the_queue(
 ) -> None:
     chats = [begin(session, project, owner, models) for _ in range(service.MAX_WAITING + 1)]
     turns = [say(session, store, project, chat, "Hello") for chat in chats[:-1]]
-    with pytest.raises(TooMany, match="5 messages in chats that"):
+    with pytest.raises(TooMany, match="5 messages in chats started by"):
         say(session, store, project, chats[-1], "Hello")
     # Somebody else's chats are counted by themselves.
     assert say(session, store, project, begin(session, project, factories.user(session, "admin"), models), "Hello")

@@ -86,7 +86,8 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
     assert said["Better than before?"].startswith("People prefer policy-1 to base in 80% of 40 prompts")
     assert "The reward model scores it 0.42 higher (0.22 to 0.62)." in said["Better than before?"]
     assert (
-        said["By whom, on how many?"] == "3 people, 40 judgments on 40 complete prompts. The reward model: 24 prompts."
+        said["Who judged, on how many prompts?"]
+        == "3 people, 40 judgments on 40 complete prompts. The reward model: 24 prompts."
     )
     assert (
         "Responses are 50% longer: 60.0 tokens instead of 40.0 (difference +20.0, 19.9 to 20.1). look"
@@ -111,11 +112,17 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
             [],
             "better, by the reward model alone",
             "The reward model scores policy-1 0.40",
-            "10 judged prompts or more",
+            "at least 10 judged prompts",
         ),
-        (0.4, [1], "better, by the reward model alone", "100% of 1 prompt", "10 judged prompts or more"),
+        (
+            0.4,
+            [1],
+            "better, by the reward model alone",
+            "100% of 1 prompt",
+            "at least 10 judged prompts",
+        ),
         (-0.4, [], "worse, by the reward model alone", "0.40 lower", "Better not: the reward model scores it lower."),
-        (0.1, [], "not shown to be better, by the reward model alone", "0.10 higher", "Not on people's word yet."),
+        (0.1, [], "not shown to be better, by the reward model alone", "0.10 higher", "People have not decided yet."),
         (
             0.4,
             [-1] * 30,
@@ -147,7 +154,7 @@ def test_the_verdict_says_whose_word_it_is(
     assert may in said["May I adopt it?"]
     sees_alone = title.endswith("by people") and sum(judged) <= 0
     assert ("sees an improvement that people do not see" in said["Better than before?"]) == sees_alone
-    assert ("Nobody has judged it yet." in said["By whom, on how many?"]) == (not judged)
+    assert ("Nobody has judged it yet." in said["Who judged, on how many prompts?"]) == (not judged)
 
 
 def test_the_projects_own_policy_and_a_busy_project_say_so(sign_in: SignIn, session: Session, project: Project) -> None:
@@ -169,7 +176,7 @@ def test_simulated_labelers_are_not_called_people(sign_in: SignIn, session: Sess
     judge(session, project, round_, [1], labelers=[factories.user(session)])
     judge(session, project, round_, [1], labelers=[factories.user(session, kind="ai_judge")])  # does not count
     session.commit()
-    said = answers(shown(sign_in("operator"), project))["By whom, on how many?"]
+    said = answers(shown(sign_in("operator"), project))["Who judged, on how many prompts?"]
     assert said.startswith("1 person and 1 simulated labeler, 4 judgments on 4 complete prompts.")
     alone = add_round(session, project, 2, evaluation(0.4))
     judge(session, project, alone, [1] * 30, labelers=[factories.user(session, kind="simulated")])
@@ -318,7 +325,7 @@ def test_far_too_many_rounds_and_slices_are_cut_and_the_files_have_all(
     page = shown(client, project)
     assert len(page.select("table.heat thead th")) == 1 + views.SHOWN_ROUNDS
     assert len(page.select("table.heat tbody tr")) == views.SHOWN_SLICES
-    assert "Shown are the newest 12 rounds and at most 40 slices; the files have all." in " ".join(
+    assert "The page shows the newest 12 rounds and at most 40 slices; the files have all." in " ".join(
         page.get_text().split()
     )
     assert len({row["slice"] for row in rows_of(client, project, "slices.csv")}) == 51

@@ -147,8 +147,8 @@ def test_the_labelers_page_is_computed_once_for_all_visitors(
     standing = ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused")  # by somebody else
     session.add(standing)
     session.commit()
-    assert "is paused and waits for you" in second.get(f"{page}/{ann.id}").text
-    assert "is paused and waits for you" not in second.get(page).text
+    assert "is paused and needs your decision" in second.get(f"{page}/{ann.id}").text
+    assert "is paused and needs your decision" not in second.get(page).text
     standing.state = "active"
     bea = factories.user(session, "labeler", name="Bea")
     session.commit()
@@ -156,7 +156,7 @@ def test_the_labelers_page_is_computed_once_for_all_visitors(
     assert "Bea" not in second.get(page).text
     assert first.post(f"{page}/{ann.id}/pause", {"message": "Wait."}).status_code == 303
     for client in (first, second):
-        assert "is paused and waits for you" in client.get(page).text
+        assert "is paused and needs your decision" in client.get(page).text
         assert "Bea" in client.get(page).text
 
     # Another project's page is its own.

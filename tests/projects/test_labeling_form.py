@@ -136,10 +136,10 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
 @pytest.mark.parametrize(
     ("typed", "reason"),
     [
-        ({"calibration.rate": "150"}, "Calibration, “Of all tasks, %”: must be at most 100"),
+        ({"calibration.rate": "150"}, "Calibration, “Share of tasks, %”: must be at most 100"),
         ({"calibration.window": "2.5"}, "Calibration, “Recent answers counted”: must be a whole number"),
-        ({"repeats.gap": ""}, "Hidden repeats, “Other judgments in between, at least”: must be a whole number"),
-        ({"repeats.gap": "-1"}, "Hidden repeats, “Other judgments in between, at least”: must be at least 1"),
+        ({"repeats.gap": ""}, "Hidden repeats, “Minimum number of other judgments in between”: must be a whole number"),
+        ({"repeats.gap": "-1"}, "Hidden repeats, “Minimum number of other judgments in between”: must be at least 1"),
         (
             {"adaptive.on": "true", "adaptive.sure": "50"},
             "Adaptive overlap, “Confidence to stop, %”: must be more than 50",
@@ -158,7 +158,7 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
             "Overlap rule 1: there is no purpose “held-out”, but train, heldout, human_eval, calibration",
         ),
         ({"ranking_size": "10"}, "Which pairs are asked, “Responses in a task”: must be at most 9"),
-        ({"consensus": "dictator"}, "Consensus, “Method”: is none of the choices"),
+        ({"consensus": "dictator"}, "Consensus, “Method”: is not one of the choices"),
         ({"overlap.0.name": "domain", "overlap.0.value": "law"}, "Overlap rule 1: must be a whole number"),
         (
             {"overlap.1.name": "domain", "overlap.1.overlap": "3"},

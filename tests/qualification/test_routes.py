@@ -66,7 +66,7 @@ def test_from_the_first_question_to_the_result(sign_in: SignIn, session: Session
     page = labeler.get(labeler.post(f"{url}/{attempt.id}/1", {"answer": "1"}).headers["location"]).text
     assert "Not quite: tie. You said: second is better." in page
     page = labeler.get(labeler.post(f"{url}/{attempt.id}/2", {"answer": "1"}).headers["location"]).text
-    assert "See how it went" in page
+    assert "Show the result" in page
     page = labeler.get(url).text
     assert "Not passed yet" in page
     assert "2 of 3 right" in page

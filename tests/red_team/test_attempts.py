@@ -52,9 +52,9 @@ def test_an_attempt_asks_the_present_policy_once(session: Session, tmp_path: Pat
     # The same form again, from a double click or another tab.
     assert service.send(session, store, project, ann, given).id == attempt.id
     assert session.scalar(select(func.count()).select_from(Run)) == 1
-    with pytest.raises(Conflict, match="sent already"):
+    with pytest.raises(Conflict, match="already sent"):
         service.send(session, store, project, ann, form("Other.", idempotency_key=given.idempotency_key))
-    with pytest.raises(Conflict, match="sent already"):
+    with pytest.raises(Conflict, match="already sent"):
         service.send(session, store, project, factories.user(session), given)
 
 

@@ -76,7 +76,7 @@ def test_giving_it_up_opens_it_for_good(
     # The card they held is taken back, and they are not offered it again.
     assert session.scalars(select(Lease.state)).all() == ["recused"]
     assert opened.lease_count == 0
-    with pytest.raises(Gone, match="seen what others judged"):
+    with pytest.raises(Gone, match="seen other people's judgments"):
         answers.submit(session, project, task.lease_id, both, form(opened))
     assert assigning.next_task(session, project, both) is None
     session.rollback()  # what was locked on the way
@@ -93,9 +93,9 @@ def test_a_judgment_given_before_stands_and_cannot_be_changed(
         service.open_case(session, project, both, opened.id)
     service.give_up(session, project, both, opened.id)
     assert service.open_case(session, project, both, opened.id).comparison.judgment_count == 2
-    with pytest.raises(Conflict, match="seen what others judged"):
+    with pytest.raises(Conflict, match="seen other people's judgments"):
         answers.edit(session, project, judgment.id, both, form(opened))
-    with pytest.raises(Conflict, match="seen what others judged"):
+    with pytest.raises(Conflict, match="seen other people's judgments"):
         answers.undo(session, project, both)
 
 

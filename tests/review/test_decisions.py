@@ -207,7 +207,7 @@ def test_a_group_or_a_person_can_be_asked(session: Session, project: Project, re
     settle(session, row)
 
     assert [(group.name, group.people) for group in queries.groups_to_ask(session, row)] == [("Experts", 1)]
-    with pytest.raises(InvalidInput, match="Of Experts, 1 can still be asked, not 2"):
+    with pytest.raises(InvalidInput, match="Only 1 of Experts can still be asked, not 2"):
         service.ask_more(session, project, reviewer, row.id, more=2, group_id=experts.id)
     with pytest.raises(InvalidInput, match="cannot be asked"):
         service.ask_more(session, project, reviewer, row.id, more=1, labeler_id=judge.id)
@@ -359,7 +359,7 @@ def test_the_second_of_two_reviewers_hears_who_was_first(
     thread.join(10)
     assert failed == [
         "Ada already gave the verdict on this comparison. Nothing was changed. "
-        "This is what stands now; “Later” leads to the next one."
+        "The page shows its present state. “Later” goes to the next comparison."
     ]
     assert session.scalars(select(Adjudication.verdict)).all() == [-1]
 
@@ -390,7 +390,7 @@ def test_a_flag_set_since_the_page_was_opened_is_not_dismissed_unseen(
     session.refresh(row)
     before = saw(session, row)
     factories.judgment(session, row, preference=1, flags=["personal data"])
-    with pytest.raises(Conflict, match="judged or changed since"):
+    with pytest.raises(Conflict, match="judged or changed after"):
         service.dismiss_flags(session, project, reviewer, row.id, seen=before)
     session.refresh(row)
     assert row.flagged
@@ -409,7 +409,7 @@ def test_who_did_something_else_with_it_is_named_too(session: Session, project: 
     never = judged(session, project, 1, 1)
     never.state = "adjudicated"
     session.flush()
-    with pytest.raises(Conflict, match="judged or changed since"):
+    with pytest.raises(Conflict, match="judged or changed after"):
         service.adjudicate(session, project, reviewer, never.id, verdict=0)
     with pytest.raises(NotFound):
         service.adjudicate(session, factories.project(session), reviewer, right.id, verdict=0)

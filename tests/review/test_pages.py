@@ -58,7 +58,7 @@ def test_a_queue_with_its_filter_is_kept_from_case_to_case(
     answer = admin.post(f"{base}/{rows[0].id}/people-are-right{query}", {})
     assert answer.headers["location"] == f"{base}/{rows[2].id}{query}"
     assert admin.get(f"{base}?slice=nonsense").status_code == 422
-    assert "Nothing fits the filter" in admin.get(f"{base}?version=9").text
+    assert "No comparison matches the filter" in admin.get(f"{base}?version=9").text
     assert "any decided comparison" in admin.get(f"{base}?queue=requested").text.lower()
 
 
@@ -168,7 +168,7 @@ def test_a_refused_decision_gives_back_what_was_typed(
     here = f"/projects/{project.slug}/review/{row.id}"
     refused = admin.post(f"{here}/more", {"more": "1", "who": "group-77", "note": "The lawyers know."})
     assert refused.status_code == 422
-    assert "Nobody of this group can still be asked." in refused.text
+    assert "Nobody in this group can still be asked." in refused.text
     assert "The lawyers know." in refused.text
     assert "needs a reason" in admin.post(f"{here}/withdraw", {"note": "  "}).text
     seen = re.search(r'name="seen" value="([^"]+)"', refused.text)
@@ -180,7 +180,7 @@ def test_a_refused_decision_gives_back_what_was_typed(
     session.commit()
     changed = admin.post(f"{here}/verdict", {"verdict": "2", "note": "B, I think.\0", "seen": seen[1]})
     assert changed.status_code == 409
-    assert "judged or changed since you opened it" in changed.text
+    assert "judged or changed after you opened it" in changed.text
     assert ">B, I think.</textarea>" in changed.text
     assert re.search(r'value="2"[^>]* checked>', changed.text)
     session.refresh(row)
@@ -201,7 +201,7 @@ def test_a_verdict_can_be_a_known_answer(session: Session, project: Project, sig
     admin.post(f"{base}/{later.id}/verdict", {"verdict": "-1"})
     done = admin.post(f"{base}/{later.id}/calibrate", {})
     assert done.headers["location"].startswith(f"{base}/{later.id}?")
-    assert "made a calibration item of it" in admin.get(done.headers["location"]).text
+    assert "made it a calibration item" in admin.get(done.headers["location"]).text
     assert admin.post(f"{base}/{later.id}/calibrate", {}).status_code == 409
     items = select(Comparison.gold, Comparison.completion_a_id).where(Comparison.purpose == "calibration")
     assert session.execute(items.order_by(Comparison.id)).all() == [
@@ -217,9 +217,9 @@ def test_who_judged_it_too_is_told_so(session: Session, project: Project, sign_i
     own.state, own.review_reason = "in_review", "requested"
     session.commit()
     client, base = sign_in(user=both), f"/projects/{project.slug}/review"
-    assert "You judged this yourself." in client.get(f"{base}/{own.id}").text
-    assert "You judged this yourself." not in client.get(f"{base}/{others.id}").text
-    assert "You judged this yourself." not in sign_in("admin").get(f"{base}/{own.id}").text
+    assert "You judged this comparison yourself." in client.get(f"{base}/{own.id}").text
+    assert "You judged this comparison yourself." not in client.get(f"{base}/{others.id}").text
+    assert "You judged this comparison yourself." not in sign_in("admin").get(f"{base}/{own.id}").text
 
 
 def test_a_calibration_item_offers_no_verdict(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
@@ -232,7 +232,7 @@ def test_a_calibration_item_offers_no_verdict(session: Session, project: Project
     assert "Give verdict" not in shown
     assert "Dismiss flags" in shown
     assert admin.post(f"{here}/withdraw", {"note": "Leaks a name."}).status_code == 303
-    assert "Put up for review" not in admin.get(here).text
+    assert "Send to review" not in admin.get(here).text
 
 
 def test_a_slice_may_have_any_name(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
@@ -261,4 +261,4 @@ def test_judgments_of_the_removed_are_history(session: Session, project: Project
     assert session.scalars(select(Judgment.superseded_for)).all() == ["removed"]
     assert session.get(User, 1) is not None
     session.commit()
-    assert "None is valid any more." in sign_in("admin").get(f"/projects/{project.slug}/review/{row.id}").text
+    assert "No judgment counts any more." in sign_in("admin").get(f"/projects/{project.slug}/review/{row.id}").text

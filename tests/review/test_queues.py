@@ -116,8 +116,8 @@ def test_requested_says_who_asked_and_why(session: Session, project: Project) ->
     assert ids(session, project, "requested") == [row.id, other.id]
     assert ids(session, project, "disagreement") == []
     assert words(session, project, "requested") == [
-        "Ada asked for a second look: “Both cite the same source.”",
-        "Ada asked for a second look (2 for A)",
+        "Ada requested a review: “Both cite the same source.”",
+        "Ada requested a review (2 for A)",
     ]
 
 
@@ -132,7 +132,7 @@ def test_names_and_notes_turn_no_direction_and_are_text(session: Session, projec
         ("flagged", "<bdi>&lt;u&gt;</bdi>: <bdi>&lt;i&gt;Eve&lt;/i&gt;\u202e</bdi>"),
         (
             "requested",
-            "<bdi>&lt;i&gt;Eve&lt;/i&gt;\u202e</bdi> asked for a second look: “<bdi>&lt;/bdi&gt;\u202e</bdi>”",
+            "<bdi>&lt;i&gt;Eve&lt;/i&gt;\u202e</bdi> requested a review: “<bdi>&lt;/bdi&gt;\u202e</bdi>”",
         ),
     ):
         [row] = queues.page(session, project.id, Wanted(queue=queue), None)

@@ -75,7 +75,7 @@ def test_a_comparison_is_asked_again_and_its_history_stays(session: Session, pro
     assert (event.action, event.actor_id, event.details["comparisons"]) == ("comparisons.relabeled", admin.id, 1)
     with pytest.raises(Conflict, match=f"asked again as comparison {new.id}"):
         service.request(session, project, admin, old.id)
-    with pytest.raises(InvalidInput, match="No comparison fits"):
+    with pytest.raises(InvalidInput, match="No comparison matches"):
         relabeling.relabel(session, project, admin, form, expected=0)
 
 
@@ -143,7 +143,7 @@ def test_two_admins_at_once_ask_each_comparison_once(
     assert begun.wait(10)
     session.commit()
     thread.join(10)
-    assert failed == ["It would be 0 comparisons now, not 1: some were decided or changed meanwhile."]
+    assert failed == ["It would be 0 comparisons now, not 1: some were decided or changed in the meantime."]
     assert asked_again(session, old).state == "open"
 
 
@@ -242,7 +242,7 @@ def test_the_page_counts_then_asks(session: Session, project: Project, sign_in: 
     base = f"/projects/{project.slug}/review/relabel"
     assert "<strong>4</strong> comparisons" in admin.get(base).text
     shown = admin.get(f"{base}?rubric={rubric.id}&agreement=50&sample=2&overlap=3").text
-    assert "<strong>2</strong> comparisons of 3 that fit" in shown
+    assert "<strong>2</strong> comparisons of 3 that match" in shown
     assert "<strong>6</strong> new judgments" in shown
     refused = admin.get(f"{base}?agreement=half")
     assert refused.status_code == 422
@@ -253,5 +253,5 @@ def test_the_page_counts_then_asks(session: Session, project: Project, sign_in: 
     assert done.headers["location"] == f"{base}?rubric={rubric.id}&asked=2"
     shown = admin.get(done.headers["location"]).text
     assert "2 comparisons are asked again" in shown
-    assert "none is decided anew yet" in shown
+    assert "none is decided yet" in shown
     assert sign_in("labeler").get(base).status_code == 403

@@ -182,7 +182,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     assert service.preview(session, project, config()).counts["new"] == 20  # the base model has learned nothing
     service.adopt(session, store, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
-    with pytest.raises(Conflict, match="policy already"):
+    with pytest.raises(Conflict, match="already the project"):
         service.adopt(session, store, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     with pytest.raises(InvalidInput, match="not a policy"):
         service.adopt(session, store, project, session.get_one(ModelVersion, first.reward_model_id), operator)
@@ -526,13 +526,13 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     judge(session, project, round_, won=8, lost=0)
     session.commit()
     assert "100% of 8 prompts" in shown()
-    assert "No fewer than 10 prompts can decide." in shown()
+    assert "A verdict needs at least 10 prompts." in shown()
     assert "about 2 more prompts will decide it" in shown()  # 1.5 ** 8 / 2 = 12.8, 1.5 ** 10 / 2 = 28.8
     said = client.get(f"{address}/status").json()["people"]
     assert (said["before"]["more"], said["before"]["judgments"], said["first"]) == (2, 8, said["before"])
     *_, unsaid, split = judge(session, project, round_, won=0, lost=8)
     session.commit()
-    assert "a thousand more would not decide it" in shown()
+    assert "a thousand more prompts would not decide it" in shown()
     unbegun.state = "withdrawn"
     session.commit()
     assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
@@ -583,15 +583,15 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     session.expire_all()
     assert project.policy_id == base_id
     listed = client.get(f"{address}/models").text
-    assert listed.count("Back to this policy") == 1  # the project has had it
-    assert "Back to this policy" in client.get(new).text
+    assert listed.count("Adopt again") == 1  # the project has had it
+    assert "Adopt again" in client.get(new).text
     other = factories.project(session)
     session.commit()
     assert client.post(f"/projects/{other.slug}/models/{base_id}/adopt").status_code == 404
 
     start(session, store, project)
     session.commit()
-    assert "Back to this policy" not in client.get(f"{address}/models").text
+    assert "Adopt again" not in client.get(f"{address}/models").text
     assert client.post(f"{new}/adopt").status_code == 409
 
 

@@ -75,7 +75,7 @@ def test_the_status_says_what_people_said_and_how_many_it_takes(session: Session
     session.commit()
     said = run("status", operator=None).output
     assert "People, beside the previous policy: win rate 1.00, 95% interval 0." in said
-    assert "to 1.00, 8 prompts; about 2 more decide, if people go on like this" in said
+    assert "to 1.00, 8 prompts; at the present win rate, about 2 more prompts decide" in said
     assert "People, beside the first policy: win rate 0.00, 95% interval 0.00 to" in said
     assert "12 prompts\n" in said
 

@@ -309,7 +309,7 @@ def test_cancelling_a_waiting_round_ends_it_at_once(session: Session, store: Art
     round_ = start(session, store, project)
     service.cancel(session, round_, factories.user(session, "operator"))
     assert (round_.state, last_run(session, round_).state) == ("cancelled", "cancelled")
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="already cancelled"):
         service.cancel(session, round_, factories.user(session, "operator"))
     assert start(session, store, project).number == 2
 

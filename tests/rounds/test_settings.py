@@ -225,7 +225,7 @@ def test_aspects_that_enough_comparisons_decide_get_heads(
         prompt = factories.prompt(session, project, split=split)
         decided(session, project, prompt, labelers, preferences=(preference,), aspects=aspects)
 
-    with pytest.raises(InvalidInput, match="No aspect is decided by 20"), session.begin_nested():
+    with pytest.raises(InvalidInput, match="No aspect is decided in 20"), session.begin_nested():
         runs(session, store, project, "dpo", reward_aspects=True)
     for _ in range(19):
         rate({"factuality": 1, "style": -1})

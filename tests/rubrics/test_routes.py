@@ -104,8 +104,8 @@ def test_a_conflict_shows_what_differs_and_saving_again_replaces(sign_in: SignIn
         ({"guideline": "x" * 50_001}, "The guideline has 50,001 characters; at most 50,000."),
         ({"strengths": "9"}, "The strengths cannot be “9”."),
         ({"rationale_rule": "sometimes"}, "The rationale rule cannot be “sometimes”."),
-        ({"aspects": [("Ünïcode", "Which?")]}, "Aspect 1: the name may only hold a-z"),
-        ({"aspects": [("a" * 41, "Which?")]}, "Aspect 1: the name may only hold a-z"),
+        ({"aspects": [("Ünïcode", "Which?")]}, "Aspect 1: the name may contain only a-z"),
+        ({"aspects": [("a" * 41, "Which?")]}, "Aspect 1: the name may contain only a-z"),
         ({"aspects": [("fine", " ")]}, "Aspect 1: the question is empty."),
         ({"aspects": [("fine", "w" * 301)]}, "Aspect 1: the question has 301 characters; at most 300."),
         ({"aspects": [("style", "A?"), ("Style ", "B?")]}, "two have the same name: “style” and “style”."),
@@ -189,7 +189,7 @@ def test_a_megabyte_of_guideline_comes_back_whole(sign_in: SignIn, session: Sess
     far_too_much = text * 3
     answer = admin.post(url, fields(far_too_much, revision=1))
     assert answer.status_code == 422
-    assert "All together has 6,900,0" in answer.text
+    assert "The whole draft has 6,900,0" in answer.text
     assert far_too_much in answer.text
     assert drafts(session)[0].guideline == text
 
@@ -324,7 +324,7 @@ def test_what_changed_between_two_versions(sign_in: SignIn, url: str) -> None:
     assert "Strengths each way" in page
     admin.post(url, fields("A draft."))
     assert "From version 2 to the draft" in admin.get(f"{url}/diff?was=2&now=draft").text
-    assert "Both say the same." in admin.get(f"{url}/diff?was=2&now=2").text
+    assert "The two texts are the same." in admin.get(f"{url}/diff?was=2&now=2").text
     for nonsense in ("was=9&now=1", "was=x&now=1", f"was={'9' * 5000}&now=1", ""):
         assert admin.get(f"{url}/diff?{nonsense}").status_code == 404
 
@@ -364,7 +364,7 @@ def test_whether_the_quiz_is_taken_again_is_chosen(sign_in: SignIn, session: Ses
         if retake == "changed":
             assert "who passed it under version 2 need not take it again" in page
         elif retake == "yes":
-            assert "The quiz has to be taken again" in page
+            assert "Labelers must take the quiz again" in page
 
 
 def test_a_draft_published_in_another_tab(sign_in: SignIn, session: Session, url: str) -> None:

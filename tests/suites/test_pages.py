@@ -89,7 +89,7 @@ def test_the_tax_comes_first_in_plain_words(
     assert "Alignment tax: 17.1 points" in page
     assert "The project's policy policy-3 passes 61 of 76 cases, policy-2 passed 74: 14 cases lost, 1 gained." in page
     assert "That is −17.1 points" in page
-    assert "The loss is surer than chance." in page
+    assert "The loss is larger than chance explains." in page
     assert page.index("Alignment tax") < page.index("Facts and arithmetic")
     assert "the newest: its policy is not the project's" not in page
 
