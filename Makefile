@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PEER := .benchmark/label-studio
 
-.PHONY: help run test lint format docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test lint format docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole benchmark-hacks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -72,6 +72,9 @@ benchmark-loop: $(DEV_STAMP) ## what methods learn from 200 judgments: a subset 
 
 benchmark-loop-whole: $(DEV_STAMP) ## every method, preference, budget and seed of docs/learning.md: many hours, resumable
 	$(BIN)/python -m benchmarks.loop --whole $(LOOP)
+
+benchmark-hacks: $(DEV_STAMP) ## what monitors see of planted reward hacks, and of clean rounds: about ten minutes of one core, resumable (HACKS="--seeds 3 ...")
+	$(BIN)/python -m benchmarks.hacks $(HACKS)
 
 clean: ## remove what was installed and built (no data)
 	rm -rf $(VENV) $(PEER) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
