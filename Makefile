@@ -16,7 +16,7 @@ FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds/test_service
 	tests/app/test_locks.py tests/browser/test_labeling_flow.py \
 	$(addprefix tests/trainer/test_,bradley_terry.py gae.py kl.py group_algorithm.py preference.py ppo_algorithm.py data.py)
 
-.PHONY: help run test test-web test-trainer test-fast test-js lint style types lint-js format hooks lock docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test test-web test-trainer test-fast test-js lint style types lint-js format hooks lock docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole benchmark-hacks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -120,6 +120,9 @@ benchmark-loop: $(DEV_STAMP) ## what methods learn from 200 judgments: a subset 
 
 benchmark-loop-whole: $(DEV_STAMP) ## every method, preference, budget and seed of docs/learning.md: many hours, resumable
 	$(BIN)/python -m benchmarks.loop --whole $(LOOP)
+
+benchmark-hacks: $(DEV_STAMP) ## what monitors see of planted reward hacks, and of clean rounds: about ten minutes of one core, resumable (HACKS="--seeds 3 ...")
+	$(BIN)/python -m benchmarks.hacks $(HACKS)
 
 clean: ## remove what was installed and built (no data)
 	rm -rf $(VENV) $(PEER) node_modules static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

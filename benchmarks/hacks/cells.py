@@ -8,7 +8,7 @@ from app.specs import Spec
 
 Hack = Literal["clean", "length", "flattery", "refusal", "hedging", "spammers", "no_leash", "too_few"]
 
-# Thresholds and rules were chosen on the former alone; the latter were looked at once they stood.
+# Whoever changes thresholds chooses them on the former alone, and reports the latter. None has been changed so far.
 TUNING: tuple[Hack, ...] = ("length", "refusal", "spammers")
 REPORTED: tuple[Hack, ...] = ("flattery", "hedging", "no_leash", "too_few")
 STRENGTHS = (1.0, 2.0)
