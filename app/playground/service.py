@@ -209,7 +209,7 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
     if len(said) > 1:
         raise Conflict(
             "After the first message, the two models answer different conversations.",
-            "Ask labelers about the answers to the first.",
+            "Ask labelers about the answers to the first message.",
         )
     if turn.first is None or turn.second is None or turn.first["text"] == turn.second["text"]:
         raise Conflict("There are no two different answers.", "Ask labelers about another message.")
