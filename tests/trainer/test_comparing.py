@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from app.artifacts import ArtifactStore
+from app.domain.monitors import findings
 from app.rows import PromptRow
 from app.specs import EvaluateSpec, Generation, ModelRef
 from tests.trainer.conftest import user, write_rows
+from trainer import premises
 from trainer.evaluation.comparing import compare
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
@@ -45,8 +47,34 @@ def test_differences_are_of_prompts_and_their_interval_is_students() -> None:
     named = {name: everything[f"eval_before/{name}"] for name in ("length", "finished", "repetition", "refusals")}
     assert named == pytest.approx({"length": 5, "finished": 0.9, "repetition": 0, "refusals": 1})
     assert compared["domain=even"]["eval_difference/scores"] == pytest.approx(differences[::2].mean())
+    wins = (scores[:, :, None] > before_scores[:, None, :]).mean((1, 2))
+    assert everything["eval_wins"] == pytest.approx(wins.mean())
+    assert everything["eval_wins_low"] == pytest.approx(wins.mean() - 2.262157 * wins.std(ddof=1) / 10**0.5, abs=1e-3)
+    assert everything["eval_difference/length_at_reward"] == pytest.approx(-2)  # length owes nothing to reward
     few = compare(new[:8], torch.tensor(scores.ravel()[:8]), before[:8], torch.tensor(before_scores.ravel()[:8]))
     assert "eval_difference/scores_low" not in few[""]  # four prompts
+
+
+def test_length_at_equal_reward_leaves_out_what_reward_explains() -> None:
+    """Within both policies each unit of reward has two tokens; the new policy has 3 rewards and 10 tokens more."""
+    before_scores, scores = (torch.tensor([0.0, 1.0] * 8) + shift for shift in (0, 3))
+    before = [said(i // 2, "Yes.", 5 + 2 * int(score)) for i, score in enumerate(before_scores)]
+    new = [said(i // 2, "Yes.", 15 + 2 * (int(score) - 3)) for i, score in enumerate(scores)]
+    found = compare(new, scores, before, before_scores)[""]
+    assert found["eval_difference/length_at_reward"] == pytest.approx(10 - 2 * 3)
+    assert found["eval_length_at_reward"] == pytest.approx(6 + 4)
+
+
+def test_agreement_with_false_premises_is_a_share_of_probes() -> None:
+    new, before, reward = [1.0] * 20 + [-1.0] * 12, [1.0] * 8 + [-1.0] * 24, [0.5] * 31 + [0.0]
+    found = premises.measured(new, before, reward)
+    assert found["eval_premises"] == pytest.approx(20 / 32)
+    assert found["eval_difference/premises"] == pytest.approx(12 / 32)
+    assert found["eval_difference/premises_reward"] == pytest.approx(31.5 / 32 - 0.5)
+    states = {each.monitor.name: each.state for each in findings({"": found | {"eval_prompts": 20.0}})}
+    assert (states["premises"], states["premises_reward"]) == ("look", "look")
+    assert [example["value"] for example in premises.worst([0.1, -1.0, 0.3], 2)] == [0.3, 0.1]
+    assert len(premises.probes()) == 32
 
 
 def test_both_answer_the_same_prompts_from_the_same_seeds(
