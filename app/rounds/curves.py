@@ -31,25 +31,25 @@ PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
 ROLLOUTS = ("ppo", "rloo", "grpo")
 
 LABELS = {
-    "loss": "training",
-    "eval_loss": "not trained on",
-    "accuracy": "training",
-    "eval_accuracy": "not trained on",
-    "margin": "training",
-    "eval_margin": "not trained on",
+    "loss": "training loss",
+    "eval_loss": "evaluation loss",
+    "accuracy": "training accuracy",
+    "eval_accuracy": "evaluation accuracy",
+    "margin": "training margin",
+    "eval_margin": "evaluation margin",
     "rewards/chosen": "chosen",
     "rewards/rejected": "rejected",
     "rewards/margins": "margin",
-    "rewards/accuracies": "training",
-    "eval_rewards/accuracies": "not trained on",
+    "rewards/accuracies": "training accuracy",
+    "eval_rewards/accuracies": "evaluation accuracy",
     "objective/scores": "score",
     "objective/rlhf_reward": "score minus KL penalty",
     "objective/kl": "KL",
     "objective/kl_k3": "KL",
     "heldout/accuracy": "held-out accuracy",
     "objective/kl_coef": "KL coefficient",
-    "loss/policy_avg": "policy",
-    "loss/value_avg": "critic",
+    "loss/policy_avg": "policy loss",
+    "loss/value_avg": "critic loss",
 }  # what a person reads in place of a metric's name
 
 CURVES = (
