@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     )
     model_folders: str = Field(
         "",
-        description="Folders, separated by colons, below which admins may name models by absolute path. Unset: none "
-        "but the artifact folder and PREFLOOP_MODEL.",
+        description="Folders, separated by colons, below which admins may name models by absolute path. Unset: only "
+        "the artifact folder and PREFLOOP_MODEL.",
     )
     trust_remote_code: bool = Field(
         False,

@@ -51,8 +51,8 @@ CHECKS: dict[str, Check] = {
     "prefers": Check(
         ("good", "bad"),
         (),
-        "the policy finds the good answer likelier than the bad one: log-probability per token, the end of turn "
-        "included",
+        "the policy gives the good answer a higher log-probability per token than the bad answer, including the end "
+        "of the turn",
         answers=False,
     ),
 }

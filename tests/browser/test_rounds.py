@@ -110,7 +110,8 @@ def test_curves_grow_without_reloading(
             f"{step} of 10 training the reward model, "
         )
     expect(page.get_by_text("No worker is running")).to_be_hidden()
-    expect(summary).to_contain_text("loss 0.333 at step 3, from 1")
+    expect(summary).to_contain_text("training loss 0.333 at step 3, from 1")
+    expect(summary.get_by_title("loss", exact=True)).to_be_visible()  # the metric's own name is the tooltip
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running")
     take_picture(page, "round-running-1440")
 
@@ -125,7 +126,7 @@ def test_curves_grow_without_reloading(
     )
     recorder.metrics(1, {"loss": 0.9})
     recorder.flush()
-    expect(summary).to_have_text("loss 0.9")
+    expect(summary).to_have_text("training loss 0.9")
 
     page.context.set_offline(True)
     expect(page.get_by_text("The service does not answer")).to_be_visible()

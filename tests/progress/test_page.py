@@ -94,7 +94,7 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
         in (said["Only shorter or longer?"])
     )
     assert (
-        "People prefer it in 95% of 20 prompts where its response is longer; in 65% of 20 prompts where its"
+        "People prefer it in 95% of 20 prompts in which its response is longer; in 65% of 20 prompts in which its"
         in (said["Only shorter or longer?"])
     )
     assert said["What got worse?"].startswith(

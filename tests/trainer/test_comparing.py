@@ -12,7 +12,7 @@ from app.domain.monitors import findings
 from app.rows import PromptRow
 from app.specs import EvaluateSpec, Generation, ModelRef
 from tests.trainer.conftest import user, write_rows
-from trainer import premises
+from trainer.evaluation import premises
 from trainer.evaluation.comparing import compare
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
