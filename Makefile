@@ -66,11 +66,11 @@ test-js: $(DEV_STAMP) ## tests of our scripts, in Node
 
 lint: style types ## style, types and import rules only
 
-style: $(DEV_STAMP) lint-js
+style: $(DEV_STAMP) lint-js ## style only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(DEV_STAMP)
+types: $(DEV_STAMP) ## types and import rules only
 	$(TYPES)
 
 lint-js: $(NODE_STAMP) ## faults in our scripts

@@ -26,7 +26,7 @@ def test_name_password_and_browsers(sign_in: SignIn, session: Session) -> None:
     wrong = here.post("/profile/password", {"current": "a guess of it", "new": "a newer password"})
     assert (wrong.status_code, "current password is wrong" in wrong.text) == (422, True)
     short = here.post("/profile/password", {"current": "an old password", "new": "short"})
-    assert "under 10 characters" in short.text
+    assert "fewer than 10 characters" in short.text
     assert elsewhere.get("/profile").status_code == 200
     done = here.post("/profile/password", {"current": "an old password", "new": "a newer password"})
     assert done.headers["location"] == "/profile?saved=password"
