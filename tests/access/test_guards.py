@@ -56,7 +56,7 @@ def test_who_asks_and_what_they_may_is_read_in_one_statement(
     with statements(engine) as seen:
         getattr(client, method)(path)
     # The sidebar's statement, which counts what waits, lists the user's other projects as well.
-    asked = [statement for statement in seen if "demonstration_task" not in statement]
+    asked = seen[:1] + [statement for statement in seen[1:] if "demonstration_task" not in statement]
     for table in ("auth_session", "project_member"):
         assert [statement for statement in asked if table in statement] == seen[:1]
 

@@ -91,7 +91,7 @@ def test_a_connection_lost_at_the_commit_is_said_in_words(
         ("40P01", "changed the same thing"),
         ("40001", "changed the same thing"),
         ("55P03", "is changing the same thing"),
-        ("57014", "took too long"),
+        ("57014", "took the database too long"),
         ("57P01", "cannot be reached"),
         ("08006", "cannot be reached"),
     ],

@@ -151,7 +151,7 @@ def test_calibration_items_repeats_and_what_is_closed_are_left_alone(session: Se
     [
         ({}, InvalidInput, "You chose no change"),
         ({"priority": "1", "slice": "domain"}, InvalidInput, "slice has no value"),
-        ({"priority": "1", "ids": "12, twelve"}, InvalidInput, "“twelve” is no number"),
+        ({"priority": "1", "ids": "12, twelve"}, InvalidInput, "“twelve” is neither a number"),
         ({"priority": "1", "ids": "1-99999999999"}, InvalidInput, "more than 10,000"),
         ({"owner": "labeler:999999"}, NotFound, "cannot label"),
         ({"owner": "group:999999"}, NotFound, "no such group"),
@@ -277,7 +277,7 @@ def test_the_page_shows_what_is_open_for_whom_and_changes_it(sign_in: SignIn, se
     assert sent.headers["location"] == "/projects/p/assignment?changed=2"
     page = admin.get(sent.headers["location"]).text
     assert "2 comparisons changed." in page
-    assert "1 more is on somebody’s desk and stays" in admin.get("/projects/p/assignment?changed=0&on_desks=1").text
+    assert "1 more is on somebody’s desk and did not change" in admin.get("/projects/p/assignment?changed=0&on_desks=1").text
     assert [row.labeler_id for row in session.scalars(select(Comparison).order_by(Comparison.id))] == [
         labeler.id,
         labeler.id,

@@ -133,7 +133,7 @@ def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
 
 
 def test_a_run_that_a_monitor_stopped_stops_the_rule_whatever_it_asks_for(
-    session: Session, project: Project, operator: User
+    session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:
     settings = config("rloo").model_dump(mode="json") | {"monitors": "stop"}
     round_ = factories.round_(session, project, algorithm="rloo", config=settings, created_at=BEFORE)
@@ -141,12 +141,12 @@ def test_a_run_that_a_monitor_stopped_stops_the_rule_whatever_it_asks_for(
     run = factories.run(session, project, "rloo", round_id=round_.id, state="succeeded", result={"alarms": [alarm]})
     give(session, project, operator, fine=False)
     words = f"a monitor stopped round {round_.number}: longer answers; read why and start the next one yourself"
-    assert missing(session, project) == [words]
+    assert missing(session, store, project) == [words]
     round_.config = settings | {"monitors": "note"}  # only noted: the rule may ask for monitors that are fine
     session.commit()
-    assert missing(session, project) == []
+    assert missing(session, store, project) == []
     give(session, project, operator)
-    assert missing(session, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
+    assert missing(session, store, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
     assert run.result == {"alarms": [alarm]}
 
 
@@ -172,7 +172,7 @@ def test_a_second_operator_approves(
         service.approve(session, store, project, operator)
     round_ = service.approve(session, store, project, second)
     assert round_.started_by == second.id
-    with pytest.raises(Conflict, match="does not hold"):
+    with pytest.raises(Conflict, match="no longer hold"):
         service.approve(session, store, project, second)
 
 
@@ -221,7 +221,7 @@ def test_a_project_whose_settings_are_too_old_keeps_no_other_from_its_round(
 ) -> None:
     factories.round_(session, project, number=1, state="failed", config={"algorithm": "dpo", "beta": -1})
     give(session, project, operator)
-    assert "settings of round 1 are not accepted any more: start a round by hand once" in missing(
+    assert "settings of round 1 are no longer accepted: start a round by hand once" in missing(
         session, store, project
     )
     other = make_project(session)

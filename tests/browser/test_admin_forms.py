@@ -29,7 +29,7 @@ def test_labeling_settings_are_changed_and_refused_in_words(open_page: OpenPage,
     look(page, "settings")
     page.get_by_label("Adapt the overlap to the answers").check()
     page.get_by_label("Judgments at most").fill("4")
-    page.get_by_role("group", name="Calibration").get_by_label("Of all tasks, %").fill("10")
+    page.get_by_role("group", name="Calibration").get_by_label("Share of tasks, %").fill("10")
     rule = page.get_by_role("group", name="Overlap rule 1")
     rule.get_by_label("Slice or purpose").select_option("purpose")
     rule.get_by_label("Value").fill("heldout")

@@ -302,7 +302,7 @@ def test_an_admin_sees_how_many_prompts_fit_before_asking(session: Session, open
     page.get_by_label("Split").select_option("")
     page.get_by_label("Prompts", exact=True).fill("2")
     page.get_by_role("button", name="Ask labelers", exact=True).click()
-    expect(page.get_by_text("2 prompts now wait for a labeler")).to_be_visible()
+    expect(page.get_by_text("2 prompts are now waiting for a labeler")).to_be_visible()
     expect(page.get_by_role("heading", name="Waiting to be written: 2")).to_be_visible()
     take_picture(page, "demonstrations-ask-1440")
     page.get_by_role("button", name="Withdraw", exact=False).last.click()

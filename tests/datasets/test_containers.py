@@ -153,7 +153,7 @@ def test_a_gzip_of_nothing_is_given_up_when_the_bounds_are_reached(
 ) -> None:
     bomb = gzip.compress(filler * (8 << 20), 1)
     bounds = Bounds(bytes_left=4 << 20, rows_left=100_000)
-    with pytest.raises(InvalidInput, match="than one import reads"):
+    with pytest.raises(InvalidInput, match="than one import can read"):
         read_bytes(bomb, bounds=bounds)
     # No more was unpacked than one buffer beyond the bound.
     assert bounds.bytes_left > -(1 << 17)
@@ -163,7 +163,7 @@ def test_a_gzip_of_nothing_is_given_up_when_the_bounds_are_reached(
 def test_the_bounds_are_of_all_files_together(read_bytes: Callable[..., FileContent]) -> None:
     bounds = Bounds(rows_left=3)
     read_bytes(b'{"prompt": "a"}\n{"prompt": "b"}\n', bounds=bounds)
-    with pytest.raises(InvalidInput, match="more lines than one import reads"):
+    with pytest.raises(InvalidInput, match="more lines than one import can read"):
         read_bytes(b'{"prompt": "a"}\n{"prompt": "b"}\n', bounds=bounds)
 
 
@@ -171,7 +171,7 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"prompt": ["x" * 10_000] * 2000}), path)  # 20 MB in a few KB
     assert path.stat().st_size < 100_000
-    with pytest.raises(InvalidInput, match="more data, unpacked, than one import reads"):
+    with pytest.raises(InvalidInput, match="more data, unpacked, than one import can read"):
         read(ImportFile(path, path.name), None, None, lambda *_: None, Bounds(bytes_left=1 << 20))
 
 
@@ -199,7 +199,7 @@ def test_what_a_full_export_is_looked_for_in_is_bounded(tmp_path: Path) -> None:
     files = [ImportFile(tmp_path / str(n), f"{n}.jsonl") for n in range(3)]
     for file in files:
         file.path.write_bytes(gzip.compress(b"\0" * (8 << 20), 1))
-    with pytest.raises(InvalidInput, match="more data, unpacked, than one import reads"):
+    with pytest.raises(InvalidInput, match="more data, unpacked, than one import can read"):
         full_import.only(files, Bounds(bytes_left=20 << 20))
 
 

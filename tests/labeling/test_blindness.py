@@ -134,7 +134,11 @@ class World:
         shown = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID", shown)
         shown = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b", "HASH", shown)
         shown = re.sub(r"<time.*?</time>|\d+\.\d s", "TIME", shown)
-        # The worlds follow one another in one database; what is compared here is not how far its sequences are.
+        # The worlds follow one another in one database; what is compared here is neither how far its sequences are nor
+        # which other projects the labeler has by then.
+        shown = re.sub(
+            r'<details class="menu switcher">.*?</details>|<a class="where".*?</a>', "PROJECTS", shown, flags=re.S
+        )
         shown = re.sub(r"(judgments/|rubric_id.{1,12}value=.{0,2}|data-(?:labeler|user)=.{0,2})\d+", r"\1ID", shown)
         self.seen.append(shown)
 
