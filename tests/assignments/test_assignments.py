@@ -277,7 +277,10 @@ def test_the_page_shows_what_is_open_for_whom_and_changes_it(sign_in: SignIn, se
     assert sent.headers["location"] == "/projects/p/assignment?changed=2"
     page = admin.get(sent.headers["location"]).text
     assert "2 comparisons changed." in page
-    assert "1 more is on somebody’s desk and did not change" in admin.get("/projects/p/assignment?changed=0&on_desks=1").text
+    assert (
+        "1 more is on somebody’s desk and did not change"
+        in admin.get("/projects/p/assignment?changed=0&on_desks=1").text
+    )
     assert [row.labeler_id for row in session.scalars(select(Comparison).order_by(Comparison.id))] == [
         labeler.id,
         labeler.id,

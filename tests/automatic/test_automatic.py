@@ -221,9 +221,7 @@ def test_a_project_whose_settings_are_too_old_keeps_no_other_from_its_round(
 ) -> None:
     factories.round_(session, project, number=1, state="failed", config={"algorithm": "dpo", "beta": -1})
     give(session, project, operator)
-    assert "settings of round 1 are no longer accepted: start a round by hand once" in missing(
-        session, store, project
-    )
+    assert "settings of round 1 are no longer accepted: start a round by hand once" in missing(session, store, project)
     other = make_project(session)
     give(session, other, operator)
     assert service.start_due(make_session_factory(engine), store) == [(other.name, 1)]

@@ -58,7 +58,7 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
     assert session.scalars(select(Project.name).where(Project.slug == "args-again")).one() == "Arguments"
     assert session.scalar(select(func.count()).select_from(Judgment)) == 180
     refused = command("import", full, "--project", "args-again")
-    assert "There is a project with the address args-again" in str(refused.exception)
+    assert "There is already a project with the address args-again" in str(refused.exception)
     refused = command("export", "--project", "args", "--kind", "full", "--split", "train", "--output", full)
     assert "A full export holds everything" in str(refused.exception)
 

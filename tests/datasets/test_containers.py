@@ -83,8 +83,8 @@ def test_the_same_rows_come_out_of_every_container(kind: str, tmp_path: Path) ->
         (b"prompt\nGr\xf6\xdfe\n", "x.csv", r"is not UTF-8 text \(byte 0xf6 at place"),
         (b'{"prompt": "Gr\xf6\xdfe"}', "x.jsonl", r"line 1: is not UTF-8 text \(byte 0xf6 at place 15\)"),
         (b"PK\x03\x04rest", "x.xlsx", "is a ZIP archive or an Excel workbook"),
-        (b"\x28\xb5\x2f\xfdrest", "x.jsonl.zst", "is packed with Zstandard"),
-        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "x.gz", "is packed with gzip twice"),
+        (b"\x28\xb5\x2f\xfdrest", "x.jsonl.zst", "is compressed with Zstandard"),
+        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "x.gz", "is compressed with gzip twice"),
         (b"PAR1rest", "x.parquet", r"x\.parquet cannot be read"),
         (b"prompt,prompt\nx,y\n", "x.csv", "has the column prompt twice"),
         # To look for names that stand twice took minutes.

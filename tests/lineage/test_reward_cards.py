@@ -40,7 +40,7 @@ def test_a_good_model_has_nothing_to_look_at() -> None:
     assert [line[:3] for line in found["accuracy"].lines] == [
         ("Reward model", "80%", "76 to 84%, 450 comparisons"),
         ("Two labelers", "83%", "78 to 88%, 120 comparisons"),
-        ("On comparisons it was trained on", "90%", "400 comparisons"),
+        ("On training comparisons", "90%", "400 comparisons"),
         ("On held-out comparisons", "78%", "50 comparisons"),
     ]
 

@@ -164,7 +164,7 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
             {"overlap.1.name": "domain", "overlap.1.overlap": "3"},
             "Overlap rule 1: needs a slice or purpose to apply to",
         ),
-        ({"calibration.rate": "nan"}, "Calibration, “Of all tasks, %”: must be"),
+        ({"calibration.rate": "nan"}, "Calibration, “Share of tasks, %”: must be"),
     ],
 )
 def test_what_is_refused_is_named_as_on_the_page_and_comes_back(

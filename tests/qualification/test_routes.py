@@ -47,7 +47,7 @@ def test_from_the_first_question_to_the_result(sign_in: SignIn, session: Session
     labeler, url = sign_in("labeler"), f"/projects/{project.slug}/quiz"
     page = labeler.get(url).text
     assert "3 questions" in page
-    assert "3 right answers pass" in page  # 0.8 of 3
+    assert "You need 3 right answers to pass" in page  # 0.8 of 3
     assert "<strong>short</strong>" in page
     assert labeler.post(url).headers["location"] == url
     [attempt] = attempts(session)

@@ -134,7 +134,10 @@ def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:
     assert session.scalars(select(Round.config["beta"])).one() == 2
 
 
-def test_a_policy_keeps_the_rank_of_its_adapter(session: Session, run: Run, project: Project) -> None:
+def test_a_policy_keeps_the_rank_of_its_adapter(
+    session: Session, run: Run, project: Project, settings: Settings
+) -> None:
+    (settings.artifacts_root / "models/run-1").mkdir(parents=True)
     trained = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
     project.policy_id = factories.model(session, project, adapter="models/run-1", run_id=trained.id).id
     session.commit()

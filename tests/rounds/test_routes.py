@@ -482,8 +482,8 @@ def test_curves_and_metrics_are_downloaded(sign_in: SignIn, session: Session, pr
     assert page.select(".charts figure")[place].select_one(f'a[href="{base}/files/curve-{place}.svg"]')
     assert client.get(f"{base}/files/curve-{place}.csv").text.splitlines() == [
         "figure,series,step,value,low,high",
-        "Policy: loss,loss,1.0,0.7,,",
-        "Policy: loss,loss,2.0,0.5,,",
+        "Policy: loss,training loss,1.0,0.7,,",
+        "Policy: loss,training loss,2.0,0.5,,",
     ]
     assert client.get(f"{base}/files/curve-{place}.svg").text.count("<circle") == 2
     assert client.get(f"{base}/files/metrics.csv").text.splitlines() == [

@@ -35,9 +35,11 @@ def drafts(session: Session) -> list[Rubric]:
 
 
 def test_only_admins(sign_in: SignIn, url: str) -> None:
+    assert sign_in("labeler").get(url).status_code == 200  # labelers read the guidelines that they judge by
+    assert sign_in("operator").get(url).status_code == 403
     for roles in (("labeler",), ("operator",)):
         client = sign_in(*roles)
-        for path in ("", "/1", "/diff?was=1&now=1", "/edit"):
+        for path in ("/1", "/diff?was=1&now=1", "/edit"):
             assert client.get(url + path).status_code == 403
         for path in ("", "/publish", "/discard", "/preview", "/edit"):
             assert client.post(url + path, fields()).status_code == 403

@@ -252,7 +252,7 @@ def test_the_command_line_trains_against_a_reward_model(
 
 
 def test_every_kind_of_run_has_its_command_and_every_one_that_trains_its_recipe() -> None:
-    kinds = set(get_args(RunKind)) - {"freeze"}  # which needs the database: it is the service's own
+    kinds = set(get_args(RunKind)) - {"freeze", "judge"}  # which need the database: they are the service's own
     assert {command.name for command in cli.app.registered_commands} == kinds | {"fetch-model", "export-reward"}
     assert set(tasks.RECIPES) == kinds - {"sample", "evaluate"}
 
