@@ -25,7 +25,7 @@ def test_by_keyboard_alone_from_the_rubric_to_passing(session: Session, open_pag
     project = project_with_quiz(session)
     page = open_page("labeler")
     page.goto(f"/projects/{project.slug}/quiz")
-    expect(page.get_by_text("2 right answers pass")).to_be_visible()  # 0.6 of 3 is 1.8
+    expect(page.get_by_text("You need 2 right answers to pass.")).to_be_visible()  # 0.6 of 3 is 1.8
     expect(page.locator(".prose strong")).to_have_text("short")
     press(page, "Enter")
 

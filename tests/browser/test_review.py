@@ -107,7 +107,7 @@ def test_keys_are_listed_and_single_ones_can_be_switched_off(session: Session, o
     arrived(page, "Question 0?")
     press(page, "?")
     sheet = page.get_by_role("dialog", name="Keys")
-    expect(sheet).to_contain_text("1 … 7the verdict, from A to B")
+    expect(sheet).to_contain_text("1 … 7choose a verdict, from A to B")
     press(page, "1")  # nothing behind the open list is pressed
     page.get_by_label("Use keys without").uncheck()
     press(page, "Escape")
@@ -191,7 +191,7 @@ def test_experts_are_asked_for_more(session: Session, open_page: Callable[..., P
     session.commit()
     page = open_page("admin")
     page.goto(f"/projects/{project.slug}/review/{row.id}")
-    page.get_by_label("more of").select_option(label="Experts (1)")
+    page.get_by_label("more from").select_option(label="Experts (1)")
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     session.rollback()

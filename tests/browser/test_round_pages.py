@@ -74,7 +74,7 @@ def test_the_numbers_follow_the_settings_before_the_start(
 ) -> None:
     page = open_page("operator")
     page.goto(f"/projects/{project.slug}/rounds/new")
-    read = page.locator(".stat", has_text="To train on").locator(".stat-value")
+    read = page.locator(".stat", has_text="To train on").first.locator(".stat-value")
     expect(read).to_have_text("24")
     took = page.locator("#estimate strong").first.inner_text()
     page.get_by_text("All settings").click()
@@ -289,7 +289,7 @@ def test_a_round_says_what_it_replayed(
     session.commit()
     page = open_page("operator", width=width, dark=dark)
     page.goto(f"/projects/{project.slug}/rounds/new")
-    expect(page.locator(".stat", has_text="To train on")).to_contain_text("5 new + 24 earlier comparisons")
+    expect(page.locator(".stat", has_text="To train on").first).to_contain_text("5 new + 24 earlier comparisons")
     page.get_by_role("button", name="Start round").click()
     expect(page.locator("h1 .badge")).to_have_text("freezing")
     expect(page.locator("[data-stage=freezing] .stage-note")).to_have_text("waiting for a worker")

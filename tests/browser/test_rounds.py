@@ -70,7 +70,7 @@ def test_a_real_round_is_watched_to_its_end(
     assert page.evaluate("window.neverReloaded") is True
     curves = page.locator("figure", has_text="Policy: loss").locator(".chart-summary")
     expect(curves).to_contain_text("loss")
-    assert page.locator(".plot canvas").count() == 10
+    assert page.locator(".plot canvas").count() == 6
     expect(page.get_by_text("New against previous policy")).to_have_count(0)  # the old policy never answered
     expect(page.locator("summary", has_text="Cancel round")).to_have_count(0)
     expect(page.locator("#round-facts")).to_contain_text("policy-1")

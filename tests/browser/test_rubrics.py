@@ -64,7 +64,7 @@ def test_edit_preview_and_publish(session: Session, open_page: OpenPage) -> None
     session.rollback()
     assert session.scalars(select(Rubric.version).order_by(Rubric.id)).all() == [1, None]
 
-    expect(page.locator(".publishing")).to_contain_text("1 open comparison nobody has begun moves")
+    expect(page.locator(".publishing")).to_contain_text("1 open comparison that nobody has begun moves")
     page.get_by_role("button", name="Publish as version 2").click()
     expect(page.get_by_role("heading", name="Rubric version 2")).to_be_visible()
     expect(page.get_by_text("in force")).to_be_visible()
@@ -158,7 +158,7 @@ def test_examples_and_quiz(session: Session, open_page: OpenPage) -> None:
     rubric = newest(session)
     assert rubric.examples == [{"prompt": "2 + 2?", "better": "4", "worse": "5", "reason": "Right."}]
     assert [(item["prompt"], item["answer"]) for item in rubric.quiz] == [("Capital of France?", -1)]
-    page.get_by_role("link", name="Quiz results").click()
+    page.get_by_role("navigation", name="About this version").get_by_role("link", name="Quiz results").click()
     expect(page.get_by_text("Nobody has taken the quiz yet")).to_be_visible()
 
 

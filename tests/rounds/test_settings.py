@@ -28,7 +28,7 @@ from tests.rounds.loop import config, decided, frozen, last_run, make_project, n
 # Settings that are not called like the field of the spec they become, or that another one must be set for:
 # name: (algorithm, value, kind of run, path in its spec, what stands there)
 IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
-    "reference": ("dpo", "previous", "dpo", "reference.adapter", "models/run-0"),
+    "reference": ("dpo", "previous", "dpo", "reference.adapter", "models/moved-on"),
     "label_smoothing": ("dpo", 0.2, "dpo", "label_smoothing", 0.2),
     "soft_labels": ("dpo", True, "dpo", "soft_labels", True),
     "length_average": ("dpo", True, "dpo", "length_average", True),
@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 def project(session: Session) -> Project:
     """A project that has moved on from its base model, with comparisons and demonstrations."""
     project = make_project(session, train=30, heldout=5)
-    project.policy_id = factories.model(session, project, base="models/base", adapter="models/run-0").id
+    project.policy_id = factories.model(session, project, base="models/base", adapter="models/moved-on").id
     for _ in range(22):
         factories.demonstration(session, factories.prompt(session, project))
     return project
