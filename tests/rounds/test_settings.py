@@ -23,7 +23,7 @@ from app.rounds.service import store_samples
 from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
 from app.typed import reasons_of
 from tests import factories
-from tests.rounds.loop import config, decided, frozen, last_run, make_project, new_samples
+from tests.rounds.loop import config, decided, frozen, last_run, leave_files, make_project, new_samples
 
 # Settings that are not called like the field of the spec they become, or that another one must be set for:
 # name: (algorithm, value, kind of run, path in its spec, what stands there)
@@ -86,6 +86,7 @@ def runs(
         if run.kind == until:
             break
         service.run_started(session, run)
+        leave_files(store, run)
         service.run_finished(session, store, run, {}, "digest")
         session.flush()
     assert round_.error is None
