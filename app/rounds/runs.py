@@ -19,6 +19,7 @@ from app.queue import enqueue_run
 from app.rounds import queries, stages
 from app.rounds.adoption import decide
 from app.rounds.reward_views import store_views
+from app.rounds.sampling import storable
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
 from app.suites import service as suites
@@ -78,6 +79,7 @@ def run_finished(
         result: the recipe's figures, as JSON; a sampling run's totals over all attempts are added here.
         digest: of the model folder at `output_of(run.id)`, for runs that train a model.
     """
+    result = storable(result)
     if run.kind == "sample":
         result = result | queries.sampled(session, run.id)
     if measured := result.get("suites"):

@@ -1,6 +1,6 @@
 """Storing sampled responses; comparisons open as soon as a prompt's samples are complete."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.dialects.postgresql import insert
@@ -38,7 +38,7 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     """
     if store := {"red_team": queries.store_answer, "playground": queries.store_turn}.get(run.kind):
         for sample in samples:
-            store(session, run.id, sample._asdict() | {"text": _storable(sample.text)})
+            store(session, run.id, sample._asdict() | {"text": storable(sample.text)})
         return 0
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, SampleSpec | EvaluateSpec)
@@ -47,7 +47,7 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     rows = [
         sample._asdict()
         | {
-            "text": _storable(sample.text),
+            "text": storable(sample.text),
             "model_version_id": models[sample.sample_index // per_model].id,
             "run_id": run.id,
         }
@@ -74,9 +74,13 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     return open_comparisons(session, run, complete)
 
 
-def _storable(text: str) -> str:
-    """Replace NUL, which a model may produce but PostgreSQL's text cannot hold."""
-    return text.replace("\0", "\ufffd")
+def storable(value: Any) -> Any:
+    """Replace NUL in all texts of a value, a model's for example: PostgreSQL holds it neither in text nor in JSON."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, Mapping):
+        return {name: storable(each) for name, each in value.items()}
+    return [storable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _sampled_models(session: Session, project_id: int, spec: SampleSpec | EvaluateSpec) -> list[ModelVersion]:

@@ -51,6 +51,17 @@ def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
     return run
 
 
+def test_a_result_may_quote_what_no_database_stores(session: Session, store: ArtifactStore, project: Project) -> None:
+    """A model says NUL now and then; monitors quote their worst examples."""
+    run = last_run(session, start(session, store, project))
+    service.run_started(session, run)
+    leave_files(store, run)
+    service.run_finished(session, store, run, {"examples": {"longer": ({"said": "a\0b", "value": 1.5},)}}, "digest")
+    session.flush()
+    session.refresh(run)
+    assert run.result == {"examples": {"longer": [{"said": "a\ufffdb", "value": 1.5}]}}
+
+
 def test_starting_freezes_enqueues_and_is_audited(session: Session, store: ArtifactStore, project: Project) -> None:
     round_ = begin(session, store, project, beta=0.3, reward_epochs=5)
     assert (round_.number, round_.state, round_.policy_before_id) == (1, "freezing", project.policy_id)
