@@ -208,11 +208,20 @@ class Watch {
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const id of ["round-head", "round-figures", "round-facts"]) {
       const part = document.adoptNode(fresh.getElementById(id));
-      document.getElementById(id).replaceWith(part);
+      const old = document.getElementById(id);
+      keepOpen(old, part);
+      old.replaceWith(part);
       part.dispatchEvent(new CustomEvent("htmx:load", { bubbles: true })); // as any swap: times become local
     }
     this.root.dataset.state = state;
   }
+}
+
+/** What a person has unfolded stays so: a question whether to cancel must not close under their hand. */
+function keepOpen(old, part) {
+  const name = (details) => details.querySelector("summary")?.textContent.trim();
+  const open = new Set([...old.querySelectorAll("details[open]")].map(name));
+  for (const details of part.querySelectorAll("details")) details.open ||= open.has(name(details));
 }
 
 const round = document.getElementById("round");
