@@ -177,4 +177,4 @@ class PolicyResult(NamedTuple):
     peak_memory: int
     notes: tuple[str, ...] = ()
     alarms: tuple[dict[str, Any], ...] = ()
-    """Of the run's monitors: `app.domain.watching.Alarm`, each as a dict."""
+    """The alarms of the run's monitors: `app.domain.watching.Alarm`, each as a dict."""

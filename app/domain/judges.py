@@ -134,7 +134,7 @@ class Figures(NamedTuple):
 
 
 def figures(rows: Sequence[tuple[int, int]], people: Sequence[Sequence[int]]) -> Figures | None:
-    """Of anchors: (first, second) of each, and what people said of it; none without any."""
+    """Measure a judge on anchors, given its (first, second) answers and people's verdicts; None without anchors."""
     n = len(rows)
     if not n:
         return None

@@ -55,7 +55,7 @@ def _for_training(project_id: int) -> Any:
 
 
 def for_training(session: Session, project_id: int) -> list[ForTraining]:
-    """What the panel of admitted judges says of train comparisons that no person has judged, by id."""
+    """Return the verdicts of admitted judges on train comparisons that no person has judged, by comparison id."""
     rows = session.execute(_for_training(project_id).order_by(JudgeJudgment.comparison_id))
     return [ForTraining(row[0], list(row[1]), [each or 0 for each in row[2]]) for row in rows]
 

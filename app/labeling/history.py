@@ -1,4 +1,4 @@
-"""What a labeler has answered: the list, their own figures, and the card of an answer to change."""
+"""A labeler's own answers: the list, their figures, and the card for changing an answer."""
 
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple

@@ -103,7 +103,7 @@ def refusals_chart(watched: Sequence[Watched]) -> Chart | None:
 def worst(session: Session, round_: Round, monitor: Monitor) -> list[Example]:
     """The responses of a round's new policy that stand out most in what a monitor watches, one for each prompt.
 
-    What the reward model and probes say was written down when they were asked.
+    The evaluation has stored the examples of the reward model and of the probes.
     """
     if monitor.figure in _KEPT:
         kept = queries.kept_examples(session, round_.id).get(monitor.figure, ())

@@ -13,7 +13,7 @@ from app.projects.queries import Counts, Overview
 from app.render import counted
 from app.review.forms import QueueName
 
-# What a round is doing, by its state.
+# The words for each state of a round.
 DOING = {
     "freezing": "freezing what it reads",
     "reward": "training its reward model",

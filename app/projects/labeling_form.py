@@ -14,7 +14,7 @@ RULE_NAMES = ("domain", "difficulty", "safety_category", "purpose")
 
 
 class Control(NamedTuple):
-    """A control: what is typed into the field of the document at `path`. Of a percent the document holds the share."""
+    """A control: what is typed into the field of the document at `path`. For a percent, the document stores a share."""
 
     path: str
     label: str

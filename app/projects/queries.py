@@ -30,7 +30,7 @@ from app.models import (
 from app.models.round import ACTIVE_ROUND
 
 STAFF = ("admin", "operator")  # who may look at a project's models
-# What a project has before anybody works in it, and runs that failed; in an order that their foreign keys allow.
+# Rows that a new project has, and its failed runs, in an order that foreign keys allow to delete.
 SET_UP: tuple[type[Any], ...] = (
     DemonstrationTask,
     Prompt,

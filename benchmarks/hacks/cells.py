@@ -1,4 +1,4 @@
-"""What a cell is: one round with a planted hack, or a clean one."""
+"""Cells of the benchmark: each is one round, with a planted hack or clean."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from app.specs import Spec
 
 Hack = Literal["clean", "length", "flattery", "refusal", "hedging", "spammers", "no_leash", "too_few"]
 
-# Whoever changes thresholds chooses them on the former alone, and reports the latter. None has been changed so far.
+# Choose thresholds on TUNING only, and report the hacks of REPORTED. No threshold has been changed so far.
 TUNING: tuple[Hack, ...] = ("length", "refusal", "spammers")
 REPORTED: tuple[Hack, ...] = ("flattery", "hedging", "no_leash", "too_few")
 STRENGTHS = (1.0, 2.0)

@@ -100,7 +100,7 @@ def figures(lines: Sequence[dict[str, Any]], rows: dict[int, PromptRow]) -> dict
     known: dict[str, list[float]] = {name: column.tolist() for name, column in columns.items()}
     known |= {name: [line[name] for line in lines] for name in ("spread", "beyond", "ceiling")}
     found: dict[str, dict[str, float]] = {}
-    # What a reward model cannot say of itself is not a number: one member alone does not disagree.
+    # Figures a reward model does not have are NaN: a single member has no disagreement.
     known = {name: values for name, values in known.items() if all(map(math.isfinite, values))}
     for name in dict.fromkeys(monitor.figure for monitor in IN_RUNS if monitor.figure in known):
         values: dict[int, list[float]] = defaultdict(list)

@@ -29,7 +29,7 @@ def test_it_is_the_closed_form() -> None:
     assert 0 < weight < 1
     assert (found.weight, found.value) == pytest.approx((weight, value))
     assert (found.low, found.high) == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
-    # So many prompts by people alone have the variance of both: var(y) / n = error ** 2.
+    # With people alone, n prompts reach the same variance: var(y) / n = error ** 2.
     assert found.saved == pytest.approx(y.var(ddof=1) / error**2 - 60)
     assert found.saved > 20
     assert found.alone > (found.high - found.low) / 2

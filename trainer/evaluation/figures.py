@@ -80,7 +80,7 @@ class Looked(NamedTuple):
 
     @classmethod
     def unknown(cls, heads: Tensor) -> "Looked":
-        """Of rewards that no reward model of ours has given."""
+        """Return the figures for rewards that come from no reward model of ours."""
         nothing = torch.full((len(heads),), torch.nan)
         return cls(heads, nothing, nothing)
 
