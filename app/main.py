@@ -27,16 +27,17 @@ from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
 from app.automatic.routes import router as automatic
+from app.cache import Cache
 from app.calibration.routes import router as calibration
 from app.comparisons.routes import router as comparisons
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
 from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, StorageFull, Unavailable
+from app.form_fields import not_accepted
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
 from app.judges.routes import router as judges
-from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
 from app.leaderboard.routes import router as leaderboard
@@ -58,7 +59,6 @@ from app.settings import Settings
 from app.suites.routes import router as suites
 from app.thumbs.routes import router as thumbs
 from app.trail.routes import router as trail
-from app.typed import not_accepted
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +122,11 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     # At most 30 of the 40 threads for all three together, so that labelers have the rest.
-    app.state.agreement_tables = Kept(at_once=10)
-    app.state.labelers_overviews = Kept(at_once=10)
-    app.state.leaderboards = Kept(at_once=10)
-    app.state.available_to_rounds = Kept(worth_keeping=0.05)  # requested on every change of the form of a new round
-    app.state.project_counts = Kept(worth_keeping=0.05)  # requested every few seconds by each open start page
+    app.state.agreement_tables = Cache(at_once=10)
+    app.state.labelers_overviews = Cache(at_once=10)
+    app.state.leaderboards = Cache(at_once=10)
+    app.state.available_to_rounds = Cache(worth_keeping=0.05)  # requested on every change of the form of a new round
+    app.state.project_counts = Cache(worth_keeping=0.05)  # requested every few seconds by each open start page
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine
+from app.form_fields import CleanLine
 
 Role = Literal["labeler", "admin", "operator"]
 Text = Annotated[str, Field(max_length=500)]

@@ -18,9 +18,9 @@ from app.accounts import attempts, queries
 from app.audit import audit
 from app.db import violates
 from app.errors import Conflict, Gone, InvalidInput, NotFound
+from app.form_fields import one_line
 from app.models import AuthSession, SigninLink, User
 from app.models.member import ROLES
-from app.typed import one_line
 
 # argon2id with the library's recommended cost.
 _passwords = PasswordHash.recommended()

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from app.access.queries import may_label
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 from app.labeling.eligibility import is_left_of, left_of, left_of_kept
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
 from app.models.comparison import QUEUE_ORDER

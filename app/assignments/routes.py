@@ -9,10 +9,10 @@ from app.assignments import queries, service
 from app.assignments.forms import AssignForm
 from app.db import SessionDep
 from app.errors import PrefloopError
+from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.limits import FormRoute
 from app.models import Project
 from app.render import page, redirect
-from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}/assignment", route_class=FormRoute)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.automatic.service import FEWEST_JUDGMENTS
-from app.typed import EmptyIsNone
+from app.form_fields import EmptyIsNone
 
 
 class RuleForm(BaseModel):

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from app.access.guards import AdminDep, ProjectDep
 from app.calibration import queries, views
 from app.db import SessionDep
+from app.documents import LabelingSettings
 from app.errors import PrefloopError
-from app.judging import LabelingSettings
 from app.labeling import calibration, recusal
 from app.limits import FormRoute
 from app.models import Project, User

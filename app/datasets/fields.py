@@ -21,8 +21,8 @@ from app.datasets.transcripts import (
     turns_of,
 )
 from app.errors import PrefloopError
+from app.form_fields import one_line
 from app.prompts.service import Messages, check_messages
-from app.typed import one_line
 
 SIDES = {"a": -1, "tie": 0, "b": 1}
 # Fields with a model's answer. If a transcript's prompt ends with "Assistant:", the answer begins with that mark's

@@ -8,7 +8,7 @@ from app.datasets.export import Kind
 from app.datasets.formats import FORMATS
 from app.datasets.service import ImportOptions
 from app.errors import InvalidInput
-from app.typed import CleanLine
+from app.form_fields import CleanLine
 
 
 def _empty_is_none(value: object) -> object:

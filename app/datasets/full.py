@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.datasets.moments import Moment
-from app.judging import LabelingSettings, RubricContent
+from app.documents import LabelingSettings, RubricContent
+from app.form_fields import CleanLine
 from app.specs import Generation
-from app.typed import CleanLine
 
 Number = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]

@@ -25,8 +25,8 @@ from app.datasets.full import (
 )
 from app.datasets.reading import Progress
 from app.db import one_moment
+from app.documents import LabelingSettings, RubricContent
 from app.errors import InvalidInput
-from app.judging import LabelingSettings, RubricContent
 from app.models import Project
 from app.specs import Generation
 

@@ -30,8 +30,8 @@ from app.datasets.full import (
     ThumbLine,
 )
 from app.datasets.reading import ImportFile, Progress, reason_of
+from app.documents import RubricContent
 from app.errors import Conflict, InvalidInput, PrefloopError
-from app.judging import RubricContent
 from app.models import (
     Adjudication,
     Comparison,

@@ -13,7 +13,7 @@ from app.datasets.formats import FORMATS, detect, parser
 from app.datasets.records import Rated, RatedRecord, Record, ranked_pairs
 from app.datasets.transcripts import HALF_CHARACTER
 from app.errors import InvalidInput
-from app.typed import one_line
+from app.form_fields import one_line
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 MAX_PROBLEMS = 1000  # problems kept and shown; the rest are counted

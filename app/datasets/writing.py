@@ -10,8 +10,8 @@ from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
 from app.datasets.records import Labeler, PairRecord
+from app.documents import LabelingSettings
 from app.domain.overlap import Overlap
-from app.judging import LabelingSettings
 from app.labeling import settling
 from app.labeling.opening import wanted as overlap_of
 from app.models import Comparison, Completion, Demonstration, Judgment, Project, Ranking, Rubric, Thumb, User

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanText, EmptyIsNone, ExactText, Number
+from app.form_fields import CleanText, EmptyIsNone, ExactText, Number
 
 MAX_TEXT = 100_000
 MAX_NOTE = 5_000

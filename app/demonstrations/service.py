@@ -15,8 +15,8 @@ from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
+from app.form_fields import as_typed
 from app.models import Demonstration, DemonstrationEvent, Project, Prompt, User
-from app.typed import as_typed
 
 # Writing takes longer than choosing, so a prompt is held for this many lease times of the project.
 LEASES = 4

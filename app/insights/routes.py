@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from app.access.guards import ProjectDep, StaffDep
+from app.cache import Cache, Computed
 from app.db import SessionDep
 from app.domain.agreement_table import Table
 from app.errors import NotFound
 from app.insights import queries, service, views
-from app.kept import Computed, Kept
 from app.limits import FormRoute
 from app.models import Project
 from app.models.user import USER_KINDS
@@ -30,13 +30,13 @@ def _kinds(
     return tuple(each for each in USER_KINDS if each in kind) if kind else service.PEOPLE
 
 
-def _tables(request: Request) -> Kept[Table]:
-    tables: Kept[Table] = request.app.state.agreement_tables
+def _tables(request: Request) -> Cache[Table]:
+    tables: Cache[Table] = request.app.state.agreement_tables
     return tables
 
 
 KindsDep = Annotated[tuple[str, ...], Depends(_kinds)]
-TablesDep = Annotated[Kept[Table], Depends(_tables)]
+TablesDep = Annotated[Cache[Table], Depends(_tables)]
 DimensionQuery = Annotated[str, Query(max_length=40)]
 NumberQuery = Annotated[int, Query(ge=0, le=100_000)]
 
@@ -59,7 +59,7 @@ def agreement(
         computed = _computed(session, project, kinds, tables)
         names = queries.labelers(session, views.labelers_of(computed.value))
         return JSONResponse(views.as_json(live, computed, names, kinds))
-    at_once = wait or live.figures.judgments <= AT_ONCE or tables.kept((project.id, kinds)) is not None
+    at_once = wait or live.figures.judgments <= AT_ONCE or tables.cached((project.id, kinds)) is not None
     shown = _view(session, project, kinds, tables, {dimension: number}) if at_once and live.figures.judgments else None
     return page(
         request,
@@ -117,12 +117,12 @@ def section(
     return page(request, "insights/_section.html", view=shown, section=found, **_shared(project, kinds))
 
 
-def _computed(session: Session, project: Project, kinds: tuple[str, ...], tables: Kept[Table]) -> Computed[Table]:
+def _computed(session: Session, project: Project, kinds: tuple[str, ...], tables: Cache[Table]) -> Computed[Table]:
     return tables.get((project.id, kinds), lambda: service.table(session, project.id, kinds))
 
 
 def _view(
-    session: Session, project: Project, kinds: tuple[str, ...], tables: Kept[Table], pages: Mapping[str, int]
+    session: Session, project: Project, kinds: tuple[str, ...], tables: Cache[Table], pages: Mapping[str, int]
 ) -> views.View:
     computed = _computed(session, project, kinds, tables)
     names = queries.labelers(session, views.labelers_of(computed.value))

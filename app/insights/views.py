@@ -7,13 +7,13 @@ from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from app.cache import Computed
 from app.domain import scale
 from app.domain.agreement_table import Table
-from app.domain.attention import clearly_below
 from app.domain.bootstrap import Estimate
 from app.domain.figures import Figures
+from app.domain.weak_parts import clearly_below
 from app.insights.service import Live
-from app.kept import Computed
 
 LEAST = 20  # comparisons judged twice; a part with fewer is not compared
 PAGE = 10  # parts of a dimension shown at once

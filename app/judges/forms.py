@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app.domain.alternative_annotator import EPSILON, Q
+from app.form_fields import CleanLine, EmptyIsNone
 from app.judges.keys import VARIABLE
-from app.typed import CleanLine, EmptyIsNone
 
 MAX_NAME = 100
 MAX_URL = 500

@@ -12,13 +12,13 @@ from app.charts import svg
 from app.db import SessionDep
 from app.domain.alternative_annotator import EPSILON, Q
 from app.errors import NotFound, PrefloopError
+from app.form_fields import TypedDep, not_accepted
 from app.judges import queries, service, views
 from app.judges.forms import MAX_NAME, MOST, WHAT, AdmissionForm, JudgeForm, RunForm, SettingsForm
 from app.limits import FormRoute
 from app.models import Judge, Project
 from app.render import page, redirect
 from app.rounds import service as rounds
-from app.typed import TypedDep, not_accepted
 
 router = APIRouter(prefix="/projects/{project_slug}/judges", route_class=FormRoute)
 FIRST = {name: field.default for name, field in SettingsForm.model_fields.items()}

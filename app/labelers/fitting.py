@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
+from app.documents import ConsensusMethod, LabelingSettings
 from app.domain import consensus, crowd_bt, reliability
 from app.domain.consensus import DIGITS, Consensus, Crowd, Decisions, Votes
 from app.domain.reliability import UNKNOWN, Weights
-from app.judging import ConsensusMethod, LabelingSettings
 from app.labelers import fitting_queries as queries
 from app.models import Project
 

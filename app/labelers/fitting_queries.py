@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sqlalchemy import BigInteger, Integer, cast, func, or_, select, text
 from sqlalchemy.orm import Session
 
-from app.bulk import load_columns, read_columns
+from app.columns import load_columns, read_columns
 from app.models import Adjudication, Comparison, Judgment, Project, ProjectLabeler, Rubric
 
 NOT_GIVEN = 99  # stands for NULL; outside every scale

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine, ExactText
+from app.form_fields import CleanLine, ExactText
 
 Kind = Literal["person", "imported", "simulated", "ai_judge", "all"]
 

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.access.queries import is_labeler_of, projects_of
-from app.bulk import read_columns
+from app.columns import read_columns
 from app.domain.consensus import who_won
 from app.domain.labelers import UNKNOWN, UNSAID, Judged
 from app.labeling.conditions import is_whole_answer

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request, Response
 
 from app.access.guards import AdminDep, ProjectDep, StaffDep
+from app.cache import Cache, Computed
 from app.db import SessionDep
+from app.documents import LabelingSettings
 from app.domain import scale
 from app.domain.labelers import figures
 from app.errors import PrefloopError
-from app.judging import LabelingSettings
-from app.kept import Computed, Kept
 from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
 from app.limits import FormRoute
@@ -60,9 +60,9 @@ def attention(request: Request, staff: StaffDep, project: ProjectDep, session: S
 def _overview(request: Request, session: SessionDep, project: Project, user: User) -> Computed[service.Overview]:
     """Return figures of all labelers, cached for a short while for all viewers; recomputed after the user's own
     changes."""
-    kept: Kept[service.Overview] = request.app.state.labelers_overviews
+    cache: Cache[service.Overview] = request.app.state.labelers_overviews
     since = service.changed_at(session, project, user)
-    return kept.get(project.id, lambda: service.overview(session, project), since)
+    return cache.get(project.id, lambda: service.overview(session, project), since)
 
 
 @router.post("/refit")

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from app.access import gate_queries
 from app.audit import audit
 from app.db import violates
+from app.documents import OwnFigures
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import OwnFigures
 from app.labelers import fitting, group_queries, queries, removal_queries, uses_queries
 from app.labelers.fitting import Fitted
 from app.labelers.queries import Labeler

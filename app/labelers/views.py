@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from app.documents import Calibration
 from app.domain.labelers import STREAK, Figures, others_consensus
 from app.domain.labelers import UNSAID as UNSAID_SIDE
 from app.domain.proportions import wilson
-from app.judging import Calibration
 from app.labelers.queries import Labeler, Read
 from app.labelers.service import Overview
 

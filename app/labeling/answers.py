@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.access import gate, gate_queries
+from app.documents import AdaptiveOverlap, LabelingSettings
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labeling import answer_queries, choosing, leases, queries, recusal
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm

@@ -4,8 +4,8 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.audit import audit
+from app.documents import Calibration, LabelingSettings
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import Calibration, LabelingSettings
 from app.labeling import mixing_queries, queries
 from app.labeling.mixing_queries import Record
 from app.labeling.opening import open_copy

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 from app.labeling import claim_queries, mixing
 from app.labeling.claim_queries import Place, Standing
 from app.models import Comparison, Project, User

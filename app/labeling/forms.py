@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.typed import CleanText, EmptyIsNone, Number
+from app.form_fields import CleanText, EmptyIsNone, Number
 
 MAX_RATIONALE = 10_000
 MAX_SKIP_REASON = 500

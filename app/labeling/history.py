@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.documents import LabelingSettings
 from app.domain import ranking, scale
-from app.judging import LabelingSettings
 from app.labelers.service import OwnNumbers, own_figures
 from app.labeling import answer_queries, queries, recusal
 from app.labeling.forms import Draft

@@ -6,7 +6,7 @@ from secrets import SystemRandom
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 from app.labeling import claim_queries, mixing_queries
 from app.labeling.opening import open_copy
 from app.models import Comparison, Project, User

@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
+from app.documents import LabelingSettings
 from app.domain.overlap import Overlap, Rule, at_opening
 from app.domain.slices import of_prompt
-from app.judging import LabelingSettings
 from app.models import Comparison, Project
 
 

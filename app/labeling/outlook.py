@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.access import gate
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 from app.labeling import choosing, claim_queries, mixing, queries
 from app.labeling.queries import Position
 from app.models import Project, User

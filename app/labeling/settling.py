@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.documents import AdaptiveOverlap, LabelingSettings
 from app.domain.consensus import Consensus
 from app.domain.overlap import Asked, Growth, agreement, growth, sureness, why_review
-from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labelers import fitting
 from app.labelers.fitting import Said
 from app.labeling import calibration, settling_queries

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
+from app.documents import Aspect, Flag
 from app.domain.scale import Step, steps
-from app.judging import Aspect, Flag
 from app.labeling.forms import BOTH_BAD, CANNOT_JUDGE, Draft
 from app.labeling.queries import Task
 from app.models import Rubric

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.access.guards import ProjectDep, StaffDep
+from app.cache import Cache, Computed
 from app.db import SessionDep
 from app.insights.routes import KindsDep
 from app.insights.views import KINDS
-from app.kept import Computed, Kept
 from app.leaderboard import queries, service, views
 from app.leaderboard.service import Summary
 from app.limits import FormRoute
@@ -42,12 +42,12 @@ def _reference(
 ReferenceDep = Annotated[int | None, Depends(_reference)]
 
 
-def _boards(request: Request) -> Kept[Summary]:
-    boards: Kept[Summary] = request.app.state.leaderboards
+def _boards(request: Request) -> Cache[Summary]:
+    boards: Cache[Summary] = request.app.state.leaderboards
     return boards
 
 
-BoardsDep = Annotated[Kept[Summary], Depends(_boards)]
+BoardsDep = Annotated[Cache[Summary], Depends(_boards)]
 
 
 @router.get("")
@@ -63,7 +63,7 @@ def leaderboard(
 ) -> Response:
     """Show the page. Large projects load the board afterwards unless `wait` is set."""
     key = project.id, kinds, reference
-    at_once = wait or boards.kept(key) is not None or queries.size(session, project.id) <= AT_ONCE
+    at_once = wait or boards.cached(key) is not None or queries.size(session, project.id) <= AT_ONCE
     shown = _shown(_computed(session, project, kinds, reference, boards), kinds) if at_once else {"summary": None}
     return page(request, "leaderboard/page.html", **shown, **_shared(project, kinds, reference))
 
@@ -97,7 +97,7 @@ def figures(
 
 
 def _computed(
-    session: Session, project: Project, kinds: tuple[str, ...], reference: int | None, boards: Kept[Summary]
+    session: Session, project: Project, kinds: tuple[str, ...], reference: int | None, boards: Cache[Summary]
 ) -> Computed[Summary]:
     key = project.id, kinds, reference
     return boards.get(key, lambda: service.summary(session, project.id, kinds, reference))

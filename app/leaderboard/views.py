@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from app.cache import Computed
 from app.charts import as_csv
 from app.domain.intervals import Interval
 from app.domain.leaderboard import PER_COEFFICIENT, Board, Effect, Standing
-from app.kept import Computed
 from app.leaderboard.service import MOST, Summary
 from app.models.user import USER_KINDS
 

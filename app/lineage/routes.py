@@ -9,6 +9,7 @@ from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.charts import chart_csv, svg
 from app.db import SessionDep
 from app.errors import NotFound
+from app.form_fields import Number, TypedDep
 from app.limits import FormRoute
 from app.lineage import origins, queries, views
 from app.lineage.reward_cards import Card, cards, cards_csv
@@ -16,7 +17,6 @@ from app.models import ModelVersion, Project
 from app.render import attachment, page, redirect
 from app.rounds import service as rounds
 from app.rounds.outcomes import progress
-from app.typed import Number, TypedDep
 
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 

@@ -25,7 +25,7 @@ class Project(Base):
     lease_minutes: Mapped[int] = mapped_column(server_default="15")
     # A comparison whose share of agreeing pairs of judgments is below this goes to review.
     review_threshold: Mapped[float] = mapped_column(server_default="0.6")
-    # app.judging.LabelingSettings as JSON: overlap by slice and purpose, adaptive overlap, calibration,
+    # app.documents.LabelingSettings as JSON: overlap by slice and purpose, adaptive overlap, calibration,
     # repeats, quiz, which pairs to ask, consensus method, what labelers see of their own figures.
     labeling: Mapped[Json] = mapped_column(server_default="{}")
     # app.labelers.fitting.Fitted as JSON: the last fit over all judgments; empty if there is none yet.

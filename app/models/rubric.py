@@ -32,7 +32,7 @@ class Rubric(Base):
     allow_both_bad: Mapped[bool] = mapped_column(server_default="true")
     allow_cannot_judge: Mapped[bool] = mapped_column(server_default="true")
     rationale_rule: Mapped[str] = mapped_column(server_default="optional")
-    # Lists of app.judging's Aspect, Flag, Example and QuizItem as JSON.
+    # Lists of app.documents's Aspect, Flag, Example and QuizItem as JSON.
     aspects: Mapped[list[Any]] = mapped_column(server_default="[]")
     flags: Mapped[list[Any]] = mapped_column(server_default="[]")
     examples: Mapped[list[Any]] = mapped_column(server_default="[]")

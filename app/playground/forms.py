@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from app.demonstrations.forms import MAX_TEXT as MAX_CORRECTION
-from app.typed import CleanLine, CleanText, ExactText
+from app.form_fields import CleanLine, CleanText, ExactText
 
 MAX_TEXT = 20_000
 

@@ -17,8 +17,8 @@ from app.access import gate_queries
 from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.demonstrations import service as demonstrations
+from app.documents import LabelingSettings
 from app.errors import Conflict, InvalidInput, NotFound, TooMany
-from app.judging import LabelingSettings
 from app.labeling import opening, recusal
 from app.models import (
     Comparison,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from app.typed import CleanLine, CleanText, EmptyIsNone, ExactText
+from app.form_fields import CleanLine, CleanText, EmptyIsNone, ExactText
 
 
 def _share(percent: object) -> object:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 
 SPARE_RULES = 2  # empty rows offered below the overlap rules that there are
 MOST_RULES = 50

@@ -159,7 +159,7 @@ def overview(session: Session, project: Project) -> Overview:
 
 
 def counts(session: Session, project_id: int) -> Counts:
-    """Costs O(comparisons + judgments): see `app.kept`.
+    """Costs O(comparisons + judgments): see `app.cache`.
 
     Labelers do not see it: it changes with each of their answers, by how others have answered, and not with those to
     calibration items.

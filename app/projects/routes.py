@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from app.access.guards import AdminDep, AdministratorDep, AdminOfArchivedDep, MemberDep, ProjectDep
 from app.access.queries import own_projects
 from app.access.sessions import UserDep
+from app.cache import Cache
 from app.db import SessionDep
+from app.documents import LabelingSettings
 from app.errors import Conflict, PrefloopError
-from app.judging import LabelingSettings
-from app.kept import Kept
+from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
@@ -27,7 +28,6 @@ from app.render import page, redirect
 from app.review import service as review
 from app.rounds import service as rounds
 from app.specs import Generation
-from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(route_class=FormRoute)
 
@@ -101,9 +101,9 @@ def overview(request: Request, member: MemberDep, session: SessionDep) -> Respon
 
 def _counts(request: Request, session: Session, project: Project, user: User) -> queries.Counts:
     """Counted at most once in twenty times that it takes, for all who look; again after what the user did."""
-    kept: Kept[queries.Counts] = request.app.state.project_counts
+    cache: Cache[queries.Counts] = request.app.state.project_counts
     since = labelers.changed_at(session, project, user)
-    return kept.get(project.id, lambda: queries.counts(session, project.id), since).value
+    return cache.get(project.id, lambda: queries.counts(session, project.id), since).value
 
 
 @router.get("/projects/{project_slug}/settings")

@@ -12,8 +12,8 @@ from app.access import members
 from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.db import violates
+from app.documents import LabelingSettings, RubricContent
 from app.errors import Conflict, InvalidInput
-from app.judging import LabelingSettings, RubricContent
 from app.labelers import service as labelers
 from app.labeling import settling
 from app.labeling.settling_queries import Moves

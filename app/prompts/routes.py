@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session
 from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.errors import NotFound, PrefloopError
+from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.limits import FormRoute
 from app.models import Project
 from app.models.prompt import DIFFICULTIES, SPLITS, WITHDRAWN
 from app.prompts import editing, queries
 from app.prompts.forms import PromptFilter, PromptForm, SplitForm, TagsForm
 from app.render import page, redirect
-from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}/prompts", route_class=FormRoute)
 

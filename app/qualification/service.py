@@ -8,8 +8,8 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
+from app.documents import LabelingSettings, QuizItem
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import LabelingSettings, QuizItem
 from app.models import Project, Qualification, Rubric, User
 from app.qualification import queries
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from app.documents import QuizItem
 from app.domain.proportions import wilson
-from app.judging import QuizItem
 from app.models import Rubric
 from app.qualification.service import Standing
 

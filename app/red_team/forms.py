@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, field_validator
 
-from app.typed import CleanLine, CleanText, EmptyIsNone, Number
+from app.form_fields import CleanLine, CleanText, EmptyIsNone, Number
 
 MAX_PROMPT = 20_000
 MAX_GOAL = 500

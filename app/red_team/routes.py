@@ -13,6 +13,7 @@ from app.access.members import roles_in
 from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopError, TooMany
+from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.limits import FormRoute
 from app.models import Project, User
 from app.red_team import queries, service, views
@@ -29,7 +30,6 @@ from app.red_team.forms import (
 )
 from app.red_team.queries import Seen
 from app.render import page, redirect
-from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}/red-team", route_class=FormRoute)
 

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanText
+from app.form_fields import CleanText
 
 QueueName = Literal["disagreement", "conflict", "flagged", "requested"]
 Note = Annotated[CleanText, Field(max_length=10_000)]

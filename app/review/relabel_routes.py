@@ -7,12 +7,12 @@ from pydantic import ValidationError
 
 from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
+from app.form_fields import not_accepted, reasons_of
 from app.limits import FormRoute
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.render import page, redirect
 from app.review import queries, relabel_queries, relabeling
 from app.review.forms import RelabelForm
-from app.typed import not_accepted, reasons_of
 
 router = APIRouter(prefix="/relabel", route_class=FormRoute)
 

@@ -14,10 +14,10 @@ from app.audit import audit
 from app.domain.intervals import Interval
 from app.domain.verdicts import by_reward_model
 from app.errors import Conflict, InvalidInput
+from app.form_fields import one_line
 from app.models import ModelVersion, Project, Round, User
 from app.rounds import model_queries, queries
 from app.suites import service as suites
-from app.typed import one_line
 
 POLICY_ROLES = ("base", "sft", "policy")
 DIFFERENCE = "eval_difference/scores"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
+from app.documents import LabelingSettings
 from app.domain.pairing import Choice, Sample, choose_pairs, choose_ranking, evaluation_pairs
 from app.errors import Conflict
-from app.judging import LabelingSettings
 from app.labeling.opening import wanted
 from app.models import Comparison, Completion, Project, Prompt, Ranking, Round, Run
 from app.rounds import queries, stages

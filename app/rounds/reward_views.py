@@ -5,7 +5,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.bulk import load_columns
+from app.columns import load_columns
 from app.models import ModelVersion
 from app.rows import REWARD_VIEWS, RewardView
 

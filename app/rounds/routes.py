@@ -10,13 +10,14 @@ from sqlalchemy.orm import Session
 
 from app import scratch
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
+from app.cache import Cache
 from app.charts import chart_csv, svg
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import LEAST_PROMPTS
 from app.errors import NotFound, PrefloopError
-from app.kept import Kept
+from app.form_fields import Number, TypedDep, not_accepted, reasons_of
 from app.labelers import service as labelers
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
@@ -27,7 +28,6 @@ from app.rounds.controls import form_fields
 from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
-from app.typed import Number, TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}", route_class=FormRoute)
 SAMPLES_PER_PAGE = 50
@@ -107,9 +107,9 @@ def _before_the_start(request: Request, project: Project, session: Session, conf
     Every change of the form asks again, so the available data is cached for all users, and reloaded after the user's
     own changes.
     """
-    kept: Kept[service.Available] = request.app.state.available_to_rounds
+    cache: Cache[service.Available] = request.app.state.available_to_rounds
     since = labelers.changed_at(session, project, request.state.user)
-    there = kept.get(project.id, lambda: service.Available.of(session, project), since).value
+    there = cache.get(project.id, lambda: service.Available.of(session, project), since).value
     seen = service.preview(session, project, config, there)
     if lost := service.lost_policy(session, request.app.state.store, project):
         seen = seen._replace(warnings=(*seen.warnings, str(lost)), can_start=False)

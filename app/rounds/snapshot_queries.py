@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
-from app.bulk import read_columns
+from app.columns import read_columns
 from app.domain.replay import Candidates
 from app.models import (
     Adjudication,

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.documents import LabelingSettings
 from app.domain import yardstick
 from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind, run_seed
 from app.errors import InvalidInput
-from app.judging import LabelingSettings
 from app.models import ModelVersion, Project, Prompt, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import HELDOUT_SHARE, SPECS, RoundConfig, lora, policy_settings, reward_optimiser

@@ -9,8 +9,7 @@ from fastapi import Depends, Form, Request
 from pydantic import ValidationError
 from starlette.datastructures import FormData
 
-from app.errors import InvalidInput
-from app.judging import (
+from app.documents import (
     DEFAULT_ASPECTS,
     DEFAULT_FLAGS,
     VISIBLE,
@@ -21,6 +20,7 @@ from app.judging import (
     QuizItem,
     RubricContent,
 )
+from app.errors import InvalidInput
 from app.models import Rubric
 from app.rubrics.retaking import RETAKES, Retake
 

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.access import gate_queries
 from app.audit import audit
+from app.documents import RubricContent
 from app.errors import Conflict, NotFound
-from app.judging import RubricContent
 from app.models import Project, Rubric, User
 from app.rubrics import queries, retaking
 from app.rubrics.retaking import Retake

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from app import judging
+from app import documents
 from app.labeling.views import Answer, answer
 from app.models import Rubric
 from app.rubrics.forms import ANSWERS, SWITCHES, RubricForm, RubricRefused, complete
@@ -35,10 +35,10 @@ EDITOR: dict[str, Any] = {
     "presets": PRESETS,
     "answers": ANSWERS,
     "limits": {
-        "aspects": judging.MAX_ASPECTS,
-        "flags": judging.MAX_FLAGS,
-        "examples": judging.MAX_EXAMPLES,
-        "quiz": judging.MAX_QUIZ_ITEMS,
+        "aspects": documents.MAX_ASPECTS,
+        "flags": documents.MAX_FLAGS,
+        "examples": documents.MAX_EXAMPLES,
+        "quiz": documents.MAX_QUIZ_ITEMS,
     },
 }
 

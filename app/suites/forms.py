@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, Field
 
 from app.domain.suites import Bound
-from app.typed import CleanLine, EmptyIsNone
+from app.form_fields import CleanLine, EmptyIsNone
 
 MAX_NAME = 100
 

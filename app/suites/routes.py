@@ -16,13 +16,13 @@ from app.domain.cases import CHECKS, Case
 from app.domain.instructions import INSTRUCTIONS
 from app.domain.suites import BOUNDS
 from app.errors import InvalidInput, NotFound, PrefloopError
+from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.limits import FORM, FormRoute
 from app.models import Project, Suite
 from app.render import page, redirect
 from app.suites import queries, service, views
 from app.suites.forms import MAX_NAME, GateForm, NewSuiteForm, StarterForm
 from app.suites.reading import MOST_BYTES, MOST_CASES, FileRefused, read_cases
-from app.typed import TypedDep, not_accepted, reasons_of
 
 
 class SuiteRoute(FormRoute):

@@ -20,6 +20,7 @@ from app.audit import audit
 from app.domain.cases import Case, case_of
 from app.domain.suites import Bound, Score, loses_too_much
 from app.errors import Conflict, InvalidInput, NotFound
+from app.form_fields import one_line
 from app.models import Project, Round, Run, Suite, SuiteVersion, User
 from app.prompts.service import digest as prompt_digest
 from app.rows import lines_of
@@ -27,7 +28,6 @@ from app.specs import SuiteRef
 from app.suites import queries
 from app.suites.forms import MAX_NAME, GateForm
 from app.suites.reading import MOST_CASES, keep, kept, read_cases
-from app.typed import one_line
 
 STARTER = Path(__file__).parent / "starter"
 RED_TEAM = "Red team"  # the name of the suite that grows from labelers' attempts

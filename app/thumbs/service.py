@@ -5,8 +5,8 @@ import hmac
 from sqlalchemy.orm import Session
 
 from app.access import gate, gate_queries
+from app.documents import LabelingSettings
 from app.errors import Forbidden, Gone
-from app.judging import LabelingSettings
 from app.models import Project, Thumb, User
 from app.thumbs import queries
 from app.thumbs.forms import ThumbForm

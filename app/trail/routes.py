@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 
 from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
+from app.form_fields import CleanLine, Number
 from app.limits import FormRoute
 from app.render import page
 from app.trail import queries
-from app.typed import CleanLine, Number
 
 router = APIRouter(prefix="/projects/{project_slug}/audit-log", route_class=FormRoute)
 

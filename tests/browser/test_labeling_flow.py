@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
+from app.documents import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.models import Comparison, Lease, Project, Prompt
 from tests import factories
 from tests.browser.keys import press

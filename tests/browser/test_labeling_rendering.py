@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy.orm import Session
 
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
+from app.documents import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.rendering import markdown, written
 from tests import factories
 from tests.browser.keys import press

@@ -15,8 +15,8 @@ from app.datasets.full_export import write_full
 from app.datasets.full_import import restore
 from app.datasets.reading import ImportFile
 from app.datasets.service import no_progress
+from app.documents import RubricContent
 from app.errors import Conflict, InvalidInput
-from app.judging import RubricContent
 from app.labeling.settling import settle
 from app.models import Adjudication, AgreementTally, Comparison, Completion, Project, Ranking, Thumb
 from tests import factories

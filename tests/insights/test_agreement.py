@@ -13,10 +13,10 @@ from bs4 import BeautifulSoup
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from app.cache import Cache, Computed
 from app.domain.agreement_table import Table
 from app.domain.bootstrap import Estimate
 from app.insights import queries, routes, service, views
-from app.kept import Computed, Kept
 from app.models import Project, Ranking, User
 from benchmarks import agreement as benchmark
 from tests import factories
@@ -352,7 +352,7 @@ def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatc
         now[0] += seconds
         return table
 
-    tables = Kept[Table]()
+    tables = Cache[Table]()
     tables.get("quick", lambda: compute(0.5))
     tables.get("quick", lambda: compute(0.5))
     assert calls == [0.5, 0.5]
@@ -360,13 +360,13 @@ def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatc
     assert tables.get("slow", lambda: compute(3.0)) is slow
     assert tables.get("other", lambda: compute(3.0)) is not slow
     assert calls == [0.5, 0.5, 3.0, 3.0]
-    monkeypatch.setattr(Kept, "KEPT_FOR", 0)
-    assert tables.kept("slow") is None
+    monkeypatch.setattr(Cache, "KEPT_FOR", 0)
+    assert tables.cached("slow") is None
 
 
 def test_who_asks_meanwhile_waits_for_the_same_table(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kept, "KEPT_FOR", 10**6)
-    table, tables, calls = a_table(session), Kept[Table](worth_keeping=0.0), []
+    monkeypatch.setattr(Cache, "KEPT_FOR", 10**6)
+    table, tables, calls = a_table(session), Cache[Table](worth_keeping=0.0), []
     begun, go_on = threading.Event(), threading.Event()
 
     def compute() -> Table:

@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import BigInteger, cast, select, text
 from sqlalchemy.orm import Session
 
-from app.bulk import load_columns, read_columns
+from app.columns import load_columns, read_columns
 from app.domain.consensus import majority, verdict
 from app.labelers import fitting
 from app.labelers.fitting import Said

@@ -12,8 +12,8 @@ from app.artifacts import ArtifactStore
 from app.datasets import queries as datasets_queries
 from app.demonstrations import service as demonstrations
 from app.demonstrations.forms import DecisionForm
+from app.documents import Calibration, OwnFigures
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import Calibration, OwnFigures
 from app.labelers import group_queries, queries, service, views
 from app.models import (
     AuditEvent,

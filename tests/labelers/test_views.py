@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.documents import Calibration
 from app.domain.labelers import UNKNOWN, UNSAID, WEEK, Judged, figures
-from app.judging import Calibration
 from app.labelers import views
 from app.labelers.queries import Labeler, Read
 from app.labelers.service import Overview

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
+from app.documents import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.labeling import answers, assigning, queries
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task

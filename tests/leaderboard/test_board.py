@@ -13,8 +13,8 @@ from bs4 import BeautifulSoup, Tag
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
+from app.cache import Cache
 from app.insights.service import PEOPLE
-from app.kept import Kept
 from app.leaderboard import queries, routes, service
 from app.models import ModelVersion, Project, User
 from tests import factories
@@ -261,15 +261,15 @@ def test_numbers_that_are_no_policies_have_one_board_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else each of them costs seconds."""
-    monkeypatch.setattr(Kept, "KEPT_FOR", 10**9)
-    app.state.leaderboards = boards = Kept[Any](worth_keeping=-1)
+    monkeypatch.setattr(Cache, "KEPT_FOR", 10**9)
+    app.state.leaderboards = boards = Cache[Any](worth_keeping=-1)
     foreign = factories.model(session, factories.project(session)).id
     client = sign_in("operator")
     for number in (10**6, foreign, policies[0].id):
         for part in ("", "/board", "/figures.csv"):
             assert client.get(f"/projects/{project.slug}/leaderboard{part}?reference={number}").status_code == 200
     kept = [
-        boards.kept((project.id, routes.DEFAULT, reference)) for reference in (None, 10**6, foreign, policies[0].id)
+        boards.cached((project.id, routes.DEFAULT, reference)) for reference in (None, 10**6, foreign, policies[0].id)
     ]
     assert [each is not None for each in kept] == [True, False, False, True]
 

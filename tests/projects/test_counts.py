@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, event, update
 from sqlalchemy.orm import Session
 
-from app import kept
+from app import cache
 from app.audit import audit
-from app.kept import Kept
+from app.cache import Cache
 from app.labelers import service as labelers
 from app.models import Project, ProjectLabeler
 from tests import factories
@@ -34,10 +34,10 @@ def project(session: Session) -> Project:
 @pytest.fixture(autouse=True)
 def keeping(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is kept for ever, however quick it was."""
-    monkeypatch.setattr(Kept, "KEPT_FOR", 10**9)
-    monkeypatch.setattr(kept, "COMMITTING", timedelta(0))
-    app.state.project_counts = Kept(worth_keeping=-1)
-    app.state.labelers_overviews = Kept(worth_keeping=-1)
+    monkeypatch.setattr(Cache, "KEPT_FOR", 10**9)
+    monkeypatch.setattr(cache, "COMMITTING", timedelta(0))
+    app.state.project_counts = Cache(worth_keeping=-1)
+    app.state.labelers_overviews = Cache(worth_keeping=-1)
 
 
 @pytest.fixture

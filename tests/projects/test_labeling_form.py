@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.judging import LabelingSettings
+from app.documents import LabelingSettings
 from app.models import AuditEvent, Comparison, Project, ProjectLabeler
 from app.projects import labeling_form
 from tests import factories

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.judging import RubricContent
+from app.documents import RubricContent
 from app.labeling import assigning
 from app.models import Judgment, Lease, Project, ProjectLabeler, User
 from app.rubrics import service as rubrics

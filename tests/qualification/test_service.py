@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.access import gate
 from app.db import make_session_factory
+from app.documents import RubricContent
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import RubricContent
 from app.models import Qualification
 from app.qualification import queries, service
 from app.rubrics import service as rubrics

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from app import kept
+from app import cache
+from app.cache import Cache
 from app.domain.strengths import STRENGTHS
-from app.kept import Kept
 from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import queries, service
 from app.rounds.service import store_samples
@@ -432,9 +432,9 @@ def test_every_page_stands_in_an_empty_project(sign_in: SignIn, session: Session
 def test_each_change_of_the_form_counts_what_there_is_no_second_time(
     app: FastAPI, sign_in: SignIn, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Kept, "KEPT_FOR", 10**9)
-    monkeypatch.setattr(kept, "COMMITTING", timedelta(0))
-    app.state.available_to_rounds = Kept(worth_keeping=-1)
+    monkeypatch.setattr(Cache, "KEPT_FOR", 10**9)
+    monkeypatch.setattr(cache, "COMMITTING", timedelta(0))
+    app.state.available_to_rounds = Cache(worth_keeping=-1)
     looked, original = [], service.Available.of
 
     def of(*arguments: Any) -> service.Available:

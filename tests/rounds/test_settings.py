@@ -15,13 +15,13 @@ from app.artifacts import ArtifactStore
 from app.domain.rounds import run_seed
 from app.domain.strengths import STRENGTHS
 from app.errors import InvalidInput
+from app.form_fields import reasons_of
 from app.models import Comparison, Project, Round, Run, Snapshot
 from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import BUDGETS, RENAMED, SPECS, RoundConfig, policy_settings, settings_of
 from app.rounds.service import store_samples
 from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
-from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, frozen, last_run, leave_files, make_project, new_samples
 

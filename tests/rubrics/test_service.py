@@ -9,8 +9,8 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
+from app.documents import DEFAULT_ASPECTS, DEFAULT_FLAGS, RubricContent
 from app.errors import Conflict, NotFound
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS, RubricContent
 from app.models import AuditEvent, Comparison, Judgment, Ranking, Rubric
 from app.rubrics import queries, service
 from app.rubrics.retaking import Retake

@@ -4,8 +4,8 @@ from math import sqrt
 
 import numpy as np
 
-from app.domain.attention import clearly_below
 from app.domain.bootstrap import Estimate
+from app.domain.weak_parts import clearly_below
 
 # Its standard error is 0.5 over the root of 10,000: that of a part of 100 is 0.05.
 WHOLE, SIZE = Estimate(0.7, 0.69, 0.71, 0.005), 10_000

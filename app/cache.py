@@ -25,7 +25,7 @@ class Computed(NamedTuple, Generic[T]):
         return self.at - timedelta(seconds=self.seconds)
 
 
-class Kept(Generic[T]):
+class Cache(Generic[T]):
     """Caches slow values for twenty times their computing time, so a busy page costs at most a twentieth of a core.
 
     A value that takes less than `worth_keeping` seconds is computed every time. At most `MOST` values are kept, because
@@ -45,17 +45,17 @@ class Kept(Generic[T]):
         self.at_once = at_once
         self._inside = 0
         self._computing = threading.Semaphore(self.COMPUTING)
-        self._kept: dict[Hashable, Computed[T]] = {}
+        self._values: dict[Hashable, Computed[T]] = {}
         self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
         self._guard = threading.Lock()
 
-    def kept(self, key: Hashable) -> Computed[T] | None:
+    def cached(self, key: Hashable) -> Computed[T] | None:
         """Return the cached value if it is new enough, else None."""
         with self._guard:
             now = datetime.now(UTC)
-            for old in [old for old, found in self._kept.items() if now > found.at + self._lasting(found)]:
-                del self._kept[old]
-            return self._kept.get(key)
+            for old in [old for old, found in self._values.items() if now > found.at + self._lasting(found)]:
+                del self._values[old]
+            return self._values.get(key)
 
     def get(self, key: Hashable, compute: Callable[[], T], since: datetime | None = None) -> Computed[T]:
         """Return the cached value, or compute a new one. Requests that come while it is being computed wait for it.
@@ -77,14 +77,14 @@ class Kept(Generic[T]):
                 found = Computed(value, datetime.now(UTC), time.perf_counter() - began)
             if found.seconds > self.worth_keeping:
                 with self._guard:
-                    self._kept.pop(key, None)
-                    self._kept[key] = found
-                    for oldest in list(self._kept)[: -self.MOST]:
-                        del self._kept[oldest]
+                    self._values.pop(key, None)
+                    self._values[key] = found
+                    for oldest in list(self._values)[: -self.MOST]:
+                        del self._values[oldest]
             return found
 
     def _new_enough(self, key: Hashable, since: datetime | None) -> Computed[T] | None:
-        found = self.kept(key)
+        found = self.cached(key)
         return found if found and (since is None or found.begun > since + COMMITTING) else None
 
     def _lock_of(self, key: Hashable) -> threading.Lock:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter
 
-from app.typed import CleanLine, CleanText
+from app.form_fields import CleanLine, CleanText
 
 
 @pytest.mark.parametrize(
