@@ -28,8 +28,10 @@ def test_filters(session: Session, project: Project) -> None:
     law = factories.prompt(session, project, "Is this LEGAL?", domain="law")
     round_ = factories.round_(session, project, number=3)
     plain = factories.comparison(session, project, prompt=law)
-    split = judged(session, project, 2, -2, 2)  # agreement: one pair of three
-    agreed = judged(session, project, 1, 1, round_id=round_.id)
+    # Named, because a number in a prompt could be another comparison's.
+    one, two = (factories.prompt(session, project, f"{name}?") for name in ("One", "Two"))
+    split = judged(session, project, 2, -2, 2, prompt=one)  # agreement: one pair of three
+    agreed = judged(session, project, 1, 1, prompt=two, round_id=round_.id)
     factories.comparison(session, factories.project(session))
     everything = [agreed.id, split.id, plain.id]
     assert found(session, project) == everything
