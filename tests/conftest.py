@@ -254,6 +254,10 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A sixth of the time that a page takes to open: the browser's own extensions, and pages of its window.
+    "--disable-extensions",
+    "--disable-component-extensions-with-background-pages",
+    "--disable-features=PreloadTopChromeWebUI,PreloadTopChromeWebUILessNavigations,InitialWebUI,WebUIReloadButton",
 ]
 
 
