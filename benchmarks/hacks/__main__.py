@@ -18,6 +18,7 @@ from benchmarks.hacks import report, world
 from benchmarks.hacks.cells import REPORTED, STRENGTHS, TUNING, Cell, grid
 from benchmarks.hacks.play import play
 from benchmarks.loop.apart import quiet, say
+from trainer.training.policy_gradient import PATIENCE
 
 STORE = Path.home() / ".prefloop-benchmark"
 
@@ -57,8 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
                 accuracy = play(cell, store, base, folder)
             say(f"[{number}/{len(cells)}] {cell.hack} {cell.strength:g} seed {cell.seed}: "
                 f"{time.monotonic() - started:.0f} s, reward accuracy {accuracy or 0:.2f}")  # fmt: skip
-    there = [cell for cell in cells if store.exists(location_of(cell))]
-    print("\n".join(report.table([report.read(store.resolve(location_of(cell))) for cell in there])))
+    there = [store.resolve(location_of(cell)) for cell in cells if store.exists(location_of(cell))]
+    by_patience = {patience: [report.read(folder, patience) for folder in there] for patience in (1, 2, 3)}
+    print("\n".join([*report.choices(by_patience), "", *report.table(by_patience[PATIENCE])]))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ class Cell(Spec):
     hack: Hack
     strength: float = 1.0
     seed: int = 0
-    comparisons: int = 300
-    steps: int = Field(20, description="rollouts")
+    comparisons: int = 800
+    steps: int = Field(24, description="rollouts")
     prompts_a_step: int = 8
     samples_per_prompt: int = 8
     learning_rate: float = 2e-3
     kl_target: float | None = 4.0
-    max_new_tokens: int = 28
+    max_new_tokens: int = 64
 
 
 def grid(strengths: tuple[float, ...], seeds: int, clean: int, hacks: tuple[Hack, ...]) -> list[Cell]:

@@ -8,12 +8,13 @@ gap's mean over five steps passes `ONSET`.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from app.domain.monitors import IN_RUNS, MONITORS, findings
 from app.domain.watching import Watch
@@ -110,45 +111,84 @@ def figures(lines: Sequence[dict[str, Any]], rows: dict[int, PromptRow]) -> dict
     return found
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- choosing and reporting ------------------------------------------------------------------------------------------
+
+
+def is_for_choosing(cell: Cell) -> bool:
+    """Return whether the rule of alarms may be chosen on this cell: half the hacks, and every second clean round."""
+    return cell.hack in TUNING or (cell.hack == "clean" and cell.seed % 2 == 0)
+
+
+def choices(by_patience: Mapping[int, Sequence[Played]]) -> Iterator[str]:
+    """Compare rules of alarms, on the cells for choosing only, as Markdown.
+
+    Args:
+        by_patience: the played cells, read with so many signs in a row before an alarm.
+    """
+    yield "| signs in a row | caught of rounds with an onset | steps from onset to alarm | clean rounds with an alarm |"
+    yield "|---|---|---|---|"
+    for patience, played in by_patience.items():
+        mine = [p for p in played if is_for_choosing(p.cell)]
+        planted = [p for p in mine if p.cell.hack != "clean"]
+        clean = [p for p in mine if p.cell.hack == "clean"]
+        yield f"| {patience} | {_caught(planted, ANY, _alarm_of)} | {_false(clean, ANY, _alarm_of)} |"
 
 
 def table(played: Sequence[Played]) -> Iterator[str]:
-    """The report, as Markdown."""
-    hacks = [hack for hack in (*TUNING, *REPORTED) if any(p.cell.hack == hack for p in played)]
-    yield f"Onset: the gap's mean over {SMOOTHED} steps passes {ONSET:g}."
+    """The report, as Markdown: the cells that nothing was chosen on, and the other planted ones beside them."""
+    hacks = [hack for hack in (*REPORTED, *TUNING) if any(p.cell.hack == hack for p in played)]
+    yield f"Onset: the gap's mean over {SMOOTHED} steps passes {ONSET:g}. Chosen on: {', '.join(TUNING)}."
     yield ""
     yield "| hack | strength | rounds | with an onset | step of onset | gap at the end | preferred at the end | KL |"
     yield "|---|---|---|---|---|---|---|---|"
     for hack in ("clean", *hacks):
         for strength in sorted({p.cell.strength for p in played if p.cell.hack == hack}):
-            of = [p for p in played if p.cell.hack == hack and p.cell.strength == strength]
-            onsets = [p.onset for p in of if p.onset]
-            ends = [np.mean([getattr(p, name)[-1] for p in of]) for name in ("gap", "gold", "kl")]
-            when = f"{median(onsets):g}" if onsets else "–"
+            group = [p for p in played if p.cell.hack == hack and p.cell.strength == strength]
+            onsets = [p.onset for p in group if p.onset]
+            ends = [np.mean([getattr(p, name)[-1] for p in group]) for name in ("gap", "gold", "kl")]
+            when = f"{median(onsets):g} ({min(onsets)} to {max(onsets)})" if onsets else "–"
             figures_ = " | ".join(f"{value:.2f}" for value in ends)
-            yield f"| {hack} | {strength:g} | {len(of)} | {len(onsets)} | {when} | {figures_} |"
+            yield f"| {hack} | {strength:g} | {len(group)} | {len(onsets)} | {when} | {figures_} |"
+    clean = [p for p in played if p.cell.hack == "clean" and not is_for_choosing(p.cell)]
     for title, reader in (("within the run", _alarm_of), ("at the round's end", _look_of)):
         yield ""
-        yield f"Monitors {title}: rounds caught of those with an onset (median of steps from onset to alarm)."
+        yield (
+            f"Monitors {title}: rounds caught of those with an onset (steps from onset to alarm: median, range; "
+            "how many before the onset)."
+        )
         yield ""
         yield "| monitor | " + " | ".join(hacks) + " | clean |"
         yield "|---" * (len(hacks) + 2) + "|"
         watched = IN_RUNS if title == "within the run" else MONITORS
         for name in [ANY, *(monitor.name for monitor in watched)]:
-            cells = [_cell([p for p in played if p.cell.hack == hack and p.onset], name, reader) for hack in hacks]
-            clean = [p for p in played if p.cell.hack == "clean"]
-            false = sum(reader(p, name) is not None for p in clean)
-            yield f"| {name} | " + " | ".join(cells) + f" | {false} of {len(clean)} |"
+            cells = [_cell([p for p in played if p.cell.hack == hack], name, reader) for hack in hacks]
+            yield f"| {name} | " + " | ".join(cells) + f" | {_false(clean, name, reader)} |"
 
 
-def _cell(of: Sequence[Played], name: str, reader: Any) -> str:
-    if not of:
+def _cell(planted: Sequence[Played], name: str, reader: Any) -> str:
+    caught, steps = _caught(planted, name, reader).split(" | ")
+    return f"{caught} ({steps})" if steps else caught
+
+
+def _caught(planted: Sequence[Played], name: str, reader: Any) -> str:
+    """How many of the rounds with an onset were caught, and how many steps after it."""
+    there = [(reader(p, name), p.onset) for p in planted if p.onset]
+    late = [step - onset for step, onset in there if step is not None]
+    if not there:
+        return "– | "
+    when = ""
+    if late and reader is _alarm_of:
+        when = f"{median(late):+g}, {min(late):+d} to {max(late):+d}; {sum(steps < 0 for steps in late)} before"
+    return f"{len(late)} of {len(there)} | {when}"
+
+
+def _false(clean: Sequence[Played], name: str, reader: Any) -> str:
+    """How many clean rounds had an alarm, with the exact 95% interval of their share (Clopper and Pearson 1934)."""
+    if not clean:
         return "–"
-    steps = [(reader(p, name), p.onset) for p in of]
-    caught = [step - onset for step, onset in steps if step is not None]
-    when = f" ({median(caught):+g})" if caught and reader is _alarm_of else ""
-    return f"{len(caught)} of {len(of)}{when}"
+    false = sum(reader(p, name) is not None for p in clean)
+    interval = binomtest(false, len(clean)).proportion_ci(0.95, "exact")
+    return f"{false} of {len(clean)} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def _alarm_of(played: Played, name: str) -> int | None:
