@@ -4,13 +4,17 @@ FROM python:3.11-slim AS build
 ARG PIP_EXTRA_INDEX_URL=""
 RUN python -m venv /opt/prefloop
 WORKDIR /src
+# What the lock names, with hashes; PyTorch, whose build depends on the machine; then ourselves. As the Makefile does.
+COPY locks locks
+RUN /opt/prefloop/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement locks/run.txt \
+    && /opt/prefloop/bin/pip install --no-cache-dir --requirement locks/torch.txt
 COPY pyproject.toml package.json package-lock.json build_frontend.py README.md LICENSE ./
 COPY app app
 COPY trainer trainer
 COPY migrations migrations
 COPY templates templates
 COPY static static
-RUN /opt/prefloop/bin/pip install --no-cache-dir .
+RUN /opt/prefloop/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 prefloop && mkdir /data && chown prefloop /data
