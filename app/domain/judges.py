@@ -123,12 +123,13 @@ WIDTH = 3.0  # standard deviations of the moving average until it alarms
 class Figures(NamedTuple):
     """What the anchors say in one run: shares of `items`.
 
-    agreement: with what people said. flips: the two orders contradict each other. position: of the sides chosen, how
-    many stood first; one half is no bias. None where no side was chosen.
+    agreement: with what people said, on the anchors of which they say something; None where they say nothing.
+    flips: the two orders contradict each other. position: of the sides chosen, how many stood first; one half is no
+    bias. None where no side was chosen.
     """
 
     items: int
-    agreement: float
+    agreement: float | None
     flips: float
     position: float | None
 
@@ -138,9 +139,10 @@ def figures(rows: Sequence[tuple[int, int]], people: Sequence[Sequence[int]]) ->
     n = len(rows)
     if not n:
         return None
-    agreed = sum(sides.count(both(*row)) / len(sides) for row, sides in zip(rows, people, strict=True) if sides)
+    agreed = [sides.count(both(*row)) / len(sides) for row, sides in zip(rows, people, strict=True) if sides]
     chosen = [side == order for row in rows for side, order in zip(row, (A, B), strict=True) if side != TIE]
-    return Figures(n, agreed / n, sum(a != b for a, b in rows) / n, sum(chosen) / len(chosen) if chosen else None)
+    share = sum(agreed) / len(agreed) if agreed else None
+    return Figures(n, share, sum(a != b for a, b in rows) / n, sum(chosen) / len(chosen) if chosen else None)
 
 
 class Average(NamedTuple):

@@ -1,7 +1,7 @@
 """SQL of AI judges: who they are, what they said, what people said of the same, and what may reach training."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -44,6 +44,9 @@ from app.models import (
 # labelers who are marked as AI, and those do not.
 _OF_PEOPLE = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
 STANDS = (~JudgeJudgment.is_anchor, JudgeJudgment.verdict.is_not(None))
+
+
+AT_ONCE = 1000  # rows of a download in memory
 
 
 def among(column: Any, ids: Collection[int]) -> Any:
@@ -392,8 +395,8 @@ def on_evaluation(session: Session, round_: Round) -> tuple[dict[int, list[dict[
     return {prompt: list(each.values()) for prompt, each in found.items()}, list(named.values())
 
 
-def export_rows(session: Session, judge: Judge) -> Sequence[Any]:
-    """All that a judge said, oldest first, with prompt, both responses and the rubric's version."""
+def export_rows(session: Session, judge: Judge) -> Iterator[Any]:
+    """All that a judge said, oldest first, with prompt, both responses and the rubric's version. Read in parts."""
     a, b = aliased(Completion), aliased(Completion)
     query = (
         select(JudgeJudgment, Prompt.messages, a.text, b.text, Rubric.version)
@@ -405,10 +408,13 @@ def export_rows(session: Session, judge: Judge) -> Sequence[Any]:
         .where(JudgeJudgment.judge_id == judge.id, *STANDS, Comparison.state != "withdrawn")
         .order_by(JudgeJudgment.id)
     )
-    return session.execute(query).all()
+    return iter(session.execute(query.execution_options(yield_per=AT_ONCE)))
 
 
 def set_tested(session: Session, judge_id: int, error: str | None, served: str | None) -> None:
-    session.execute(
-        update(Judge).where(Judge.id == judge_id).values(tested_at=func.now(), test_error=error, served_model=served)
-    )
+    """served: what the endpoint called its model; None if it did not answer, which leaves the last name. Without a name
+    an admission would count what any model said."""
+    values: dict[str, Any] = {"tested_at": func.now(), "test_error": error}
+    if served is not None:
+        values["served_model"] = served
+    session.execute(update(Judge).where(Judge.id == judge_id).values(values))

@@ -77,7 +77,9 @@ def _set(judge: Judge, form: SettingsForm, secret: bytes) -> None:
 
 
 def switch(session: Session, judge: Judge, operator: User, *, on: bool) -> None:
-    """Off: it judges nothing more and reaches no training; what it said stays. Twice changes nothing."""
+    """Off: it judges nothing more and reaches no training; what it said stays. Twice changes nothing. Whoever switches
+    it off also cancels its run."""
+    queries.lock(session, judge)  # before a run starts, or after, and then it is seen
     if on == (judge.off_at is None):
         return
     judge.off_at = None if on else datetime.now(UTC)
@@ -129,8 +131,7 @@ def _start(
     queries.lock(session, judge)
     if judge.off_at is not None:
         raise Conflict(f"{judge.name} is switched off.", "Switch it on first.")
-    newest = queries.runs(session, judge, 1)
-    if newest and newest[0].state in ("queued", "running"):
+    if under_way(session, judge):
         raise Conflict(f"{judge.name} is at work already.", "Wait until its run is done, or cancel it.")
     spec = JudgeSpec(
         judge=judge.id,
@@ -148,6 +149,12 @@ def _start(
     enqueue_run(session, run.id)
     audit(session, operator.id, "judge.run", judge.project_id, judge=judge.id, name=judge.name, run=run.id)
     return run
+
+
+def under_way(session: Session, judge: Judge) -> Run | None:
+    """The judge's run that waits or works."""
+    newest = queries.runs(session, judge, 1)
+    return newest[0] if newest and newest[0].state in ("queued", "running") else None
 
 
 # ---- admission -------------------------------------------------------------------------------------------------------
@@ -260,20 +267,26 @@ def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -
     by_run: dict[int, list[Any]] = defaultdict(list)
     for row in queries.anchor_rows(session, judge.id, admission.created_at, anchors):
         by_run[row.run_id].append(row)
+    # What the newest run judged, and what people say of it now: comparisons are withdrawn and judgments taken back. The
+    # judge at its admission is measured on the same, or the difference would be one of items and people.
+    kept = sorted(row.comparison_id for row in next(reversed(by_run.values()))) if by_run else []
+    on_anchors = _sides(queries.people_on(session, admission.rubric_id, kept))
+    before = figures([tuple(anchors[id_]["orders"]) for id_ in kept], [on_anchors.get(id_, []) for id_ in kept])
     runs = []
-    for run_id, rows in by_run.items():
+    for run_id, every in by_run.items():
+        rows = [row for row in every if row.comparison_id in kept]
         said = figures(
-            [(row.first, row.second) for row in rows], [anchors[row.comparison_id]["people"] for row in rows]
+            [(row.first, row.second) for row in rows], [on_anchors.get(row.comparison_id, []) for row in rows]
         )
         if said is not None:
             runs.append((run_id, said))
     charts: dict[str, list[Average]] = {}
     for name in FIGURES:
-        begins = admission.baseline.get(name)
+        begins = getattr(before, name, None)
         values = [value for _, said in runs if (value := getattr(said, name)) is not None]
         if begins is not None and values:
             # Either order of an anchor chooses a side.
-            items = len(anchors) * (2 if name == "position" else 1)
+            items = len(kept) * (2 if name == "position" else 1)
             charts[name] = moving(begins, values, items)
     changed = None
     if runs:

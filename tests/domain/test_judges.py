@@ -62,6 +62,9 @@ def test_figures_of_anchors() -> None:
     assert found == Figures(3, 0.5, pytest.approx(2 / 3), pytest.approx(4 / 5))
     assert figures([], []) is None
     assert figures([(0, 0)], [[0]]) == Figures(1, 1.0, 0.0, None)
+    # What people took back is agreed with by nobody, and contradicted by nobody.
+    assert figures([(-1, -1), (0, 0)], [[-1], []]) == Figures(2, 1.0, 0.0, 0.5)
+    assert figures([(0, 0)], [[]]) == Figures(1, None, 0.0, None)
 
 
 def test_the_moving_average_alarms_after_a_lasting_change_and_not_before() -> None:

@@ -18,10 +18,12 @@ from app.models import Judge, JudgeJudgment, Judgment, Run
 from app.queue import enqueue_run
 from app.settings import Settings
 from tests import factories
+from tests.conftest import SignedIn
 from tests.judges.scenes import comparisons, judge, truth
 from tests.waiting import wait_for
 from trainer.service.worker import Worker, recover, work_until_empty
 
+SignIn = Callable[..., SignedIn]
 OPEN = RunForm(what=["open"], most=100)
 
 
@@ -166,7 +168,7 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
         ("away", {}, "answered 500: broken for good (2 attempts). Look at its log"),
         ("good", {"url": "http://127.0.0.1:9/v1"}, "cannot be reached"),
         ("good", {"url": "http://169.254.169.254/v1"}, "169.254.169.254: no judge is at such an address"),
-        ("good", {"key_variable": "PREFLOOP_JUDGE_KEY_MISSING"}, "PREFLOOP_JUDGE_KEY_MISSING is not set"),
+        ("good", {"key_variable": "PREFLOOP_JUDGE_KEY"}, "sent only to hosts that PREFLOOP_JUDGE_HOSTS lists"),
     ],
 )
 def test_a_failed_test_says_why(
@@ -187,6 +189,7 @@ def test_a_test_that_succeeds(
 ) -> None:
     project = factories.project(session)
     monkeypatch.setenv("PREFLOOP_JUDGE_KEY", "open-sesame")
+    settings = settings.model_copy(update={"judge_hosts": "127.0.0.1"})
     by_variable = judge(session, project, endpoint, "locked", name="variable", key_variable="PREFLOOP_JUDGE_KEY")
     stored = judge(session, project, endpoint, "locked", name="stored", key="open-sesame")
     modern = judge(session, project, endpoint, "modern")
@@ -197,3 +200,18 @@ def test_a_test_that_succeeds(
         assert one.tested_at is not None
         assert one.served_model == f"served-{one.model}"
     assert "max_completion_tokens" in asked(endpoint, "modern")[-1]
+
+
+def test_switching_a_judge_off_also_ends_its_run(session: Session, settings: Settings, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project)
+    one = judge(session, project)
+    comparisons(session, project, 2)
+    found = started(session, one)
+    operator = sign_in("operator")
+    assert operator.post(f"/projects/{project.slug}/judges/{one.id}/off").status_code == 303
+    session.refresh(found)
+    session.refresh(one)
+    assert (found.state, one.off_at is None) == ("cancelled", False)
+    work(settings)
+    assert rows(session) == []

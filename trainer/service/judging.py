@@ -115,7 +115,7 @@ class JudgeRunner(Runner):
         endpoint = Endpoint(
             spec.url,
             spec.model,
-            key_of(self.settings.signing_key, judge),
+            key_of(self.settings.signing_key, judge, self.settings.allowed_judge_hosts),
             timeout=judge.timeout_seconds,
             retries=judge.retries,
             max_tokens=spec.max_tokens,
