@@ -141,19 +141,23 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
     project = factories.project(session)
     factories.rubric(session, project)
     busy = judge(session, project, endpoint, "busy")
-    good, mute, long = (
-        comparisons(session, project, 1, text)[0] for text in ("", "I have no idea.", "A long question.")
+    good, mute, long, cut = (
+        comparisons(session, project, 1, text)[0]
+        for text in ("", "I have no idea.", "A long question.", "It quotes itself.")
     )
     done = run(session, settings, busy)
-    assert (done.state, done.result) == ("succeeded", {"judged": 1, "failed": 2, "before": 0})
+    assert (done.state, done.result) == ("succeeded", {"judged": 1, "failed": 3, "before": 0})
     by_id = {row.comparison_id: row for row in rows(session)}
     assert by_id[good.id].verdict == -1
     assert by_id[mute.id].error == "The answer holds no verdict: Both are fine, I cannot say."
     assert by_id[long.id].error == "The endpoint refuses the comparison (400): the context is too long"
+    assert (by_id[cut.id].error or "").startswith(
+        "The answer was cut before its end: Response 1 ends with “Verdict: 1”"
+    )
     # The next run asks about these again, and about nothing else.
     again = run(session, settings, busy)
-    assert again.result == {"judged": 0, "failed": 2, "before": 0}
-    assert len(rows(session)) == 3
+    assert again.result == {"judged": 0, "failed": 3, "before": 0}
+    assert len(rows(session)) == 4
     comparisons(session, project, 12)
     silent = run(session, settings, judge(session, project, endpoint, "mute", concurrency=1))
     assert silent.state == "failed"

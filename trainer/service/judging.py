@@ -58,9 +58,10 @@ def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
             error = str(problem)
             break
         replies.append(reply)
-        side = verdict_in(reply.text, swapped=swapped)
+        # The verdict ends an answer. Before a cut there may be one that the judge quoted from a response.
+        side = None if reply.is_cut else verdict_in(reply.text, swapped=swapped)
         if side is None:
-            where = "The answer was cut before its verdict" if reply.is_cut else "The answer holds no verdict"
+            where = "The answer was cut before its end" if reply.is_cut else "The answer holds no verdict"
             error = f"{where}: {' '.join(reply.text.split())[-200:] or '(nothing)'}"
             break
         sides.append(side)
