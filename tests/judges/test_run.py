@@ -1,6 +1,7 @@
 """Runs of judges: a real worker asks a real process. What it stores, what it does not ask twice, and its errors."""
 
 import signal
+import socket
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -16,6 +17,7 @@ from app.judges import service
 from app.judges.forms import RunForm
 from app.models import Judge, JudgeJudgment, Judgment, Run
 from app.queue import enqueue_run
+from app.rounds import service as rounds
 from app.settings import Settings
 from tests import factories
 from tests.conftest import SignedIn
@@ -219,3 +221,25 @@ def test_switching_a_judge_off_also_ends_its_run(session: Session, settings: Set
     assert (found.state, one.off_at is None) == ("cancelled", False)
     work(settings)
     assert rows(session) == []
+
+
+def test_the_test_of_a_silent_endpoint_can_be_cancelled(
+    session: Session, settings: Settings, run_worker: Callable[..., ForkServerProcess]
+) -> None:
+    """It would hold up all judges of the worker for as long as an hour, times the repetitions."""
+    one = judge(session, factories.project(session), timeout_seconds=3600)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        one.url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        found = started(session, one, None)
+        run_worker()
+        line, _ = silent.accept()
+        with line:
+            rounds.cancel_run(session, found, factories.user(session, "operator"))
+            session.commit()
+
+            def ended() -> bool:
+                session.refresh(found)
+                session.commit()
+                return found.state == "cancelled"
+
+            wait_for(ended, "the end of the run")
