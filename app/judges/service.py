@@ -19,7 +19,7 @@ from app.domain import alternative_annotator
 from app.domain.judges import PROMPT_VERSION, Average, Figures, agreement, figures, moving
 from app.domain.proportions import wilson
 from app.errors import Conflict
-from app.judges import queries, training_queries
+from app.judges import choosing_queries, queries, training_queries
 from app.judges.forms import AdmissionForm, JudgeForm, RunForm, SettingsForm
 from app.judges.keys import seal
 from app.judges.training_queries import ForTraining
@@ -109,7 +109,7 @@ def start(session: Session, judge: Judge, operator: User, form: RunForm) -> Run:
         raise Conflict("The project has no published rubric.", "Publish one: judges judge by it, as people do.")
     found: dict[int, None] = {}
     for what in form.what:
-        found |= dict.fromkeys(queries.to_judge(session, judge, rubric.id, what, form.most - len(found)))
+        found |= dict.fromkeys(choosing_queries.to_judge(session, judge, rubric.id, what, form.most - len(found)))
     admission = queries.admissions(session, judge.project_id).get(judge.id)
     anchors = tuple(each["comparison"] for each in admission.anchors) if admission and admission.admitted else ()
     if not found and not anchors:
@@ -257,12 +257,8 @@ FIGURES = {"agreement": "Agreement with people", "flips": "Contradicts itself", 
 
 def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -> Since:
     """How the judge does since a test that it passed."""
-    judged = queries.verdicts(session, judge.id, admission.rubric_id, since=admission.created_at)
-    people = _sides(queries.people_on(session, admission.rubric_id, judged))
-    for item, gold in queries.known_answers(session, judged).items():
-        people[item] = [gold]
-    found = agreement(judged, people)
-    interval = wilson(found[0] * found[1], found[1]) if found else None
+    value, items = queries.agreement_since(session, judge.id, admission.rubric_id, admission.created_at)
+    low, high = (value is not None and wilson(value * items, items)) or (0.0, 1.0)
     anchors = {each["comparison"]: each for each in admission.anchors}
     by_run: dict[int, list[Any]] = defaultdict(list)
     for row in queries.anchor_rows(session, judge.id, admission.created_at, anchors):
@@ -286,16 +282,13 @@ def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -
         values = [value for _, said in runs if (value := getattr(said, name)) is not None]
         if begins is not None and values:
             # Either order of an anchor chooses a side.
-            items = len(kept) * (2 if name == "position" else 1)
-            charts[name] = moving(begins, values, items)
+            charts[name] = moving(begins, values, len(kept) * (2 if name == "position" else 1))
     changed = None
     if runs:
         newest = by_run[runs[-1][0]]
         then = {id_: each["orders"] for id_, each in anchors.items()}
         verdict = [(row.verdict, then[row.comparison_id]) for row in newest]
         changed = sum(now != (was[0] if was[0] == was[1] else 0) for now, was in verdict) / len(verdict)
-    value, items = found or (None, 0)
-    low, high = interval or (0.0, 1.0)
     return Since(value, items, low, high, runs, charts, changed)
 
 

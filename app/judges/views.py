@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.charts import Chart, Panel, Series
 from app.domain.alternative_annotator import LEAST_ITEMS, LEAST_LABELERS
-from app.judges import queries, service, training_queries
+from app.judges import choosing_queries, queries, service, training_queries
 from app.judges.queries import Consistency, Spent
 from app.judges.service import FIGURES, Since
 from app.models import Judge, JudgeAdmission, JudgeJudgment, Project, Rubric, Run
@@ -141,7 +141,7 @@ def judge_page(session: Session, project: Project, judge: Judge) -> JudgePage:
     left = {}
     if rubric is not None:
         left = {
-            what: len(queries.to_judge(session, judge, rubric.id, what, 1000))
+            what: choosing_queries.left_to_judge(session, judge, rubric.id, what, 1000)
             for what in ("shared", "evaluation", "open")
         }
     admitted = admission is not None and admission.admitted

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.domain.alternative_annotator import beside_people
+from app.domain.judges import agreement
 from app.errors import Unavailable
 from app.judges import queries, service, training_queries
 from app.judges.forms import AdmissionForm, RunForm
@@ -347,3 +348,29 @@ def test_anchors_that_people_took_back_or_that_were_withdrawn_pause_nobody(sessi
     assert newest == (25, pytest.approx(sum(agreed) / 5), 0.0, newest.position)
     assert since.charts["agreement"][0].value == pytest.approx(newest.agreement)
     assert (since.alarms, service.look(session, scene.project.id)) == ([], [])
+
+
+def test_agreement_since_a_moment_is_that_of_the_domain(session: Session) -> None:
+    """Known answers instead of people; without withdrawn ones, taken back judgments, and what measures policies."""
+    scene = Scene(session)
+    before = datetime.now(UTC) - timedelta(1)
+    shared = scene.shared
+    for number, each in enumerate(shared):
+        when = before - timedelta(1) if number == 3 else before + timedelta(hours=1)
+        said(session, scene.judge, each, truth(each, number + number % 3), created_at=when, run_id=scene.run.id)
+    shared[0].state, shared[1].gold, shared[1].purpose, shared[2].purpose = "withdrawn", 2, "calibration", "human_eval"
+    for row in session.scalars(select(Judgment).where(Judgment.comparison_id == shared[4].id)):
+        row.superseded_at, row.superseded_for = before, "removed"
+    session.flush()
+    people = {
+        each.id: [int(np.sign(row.preference or 0)) for row in rows]
+        for each in shared[5:]
+        if (rows := list(session.scalars(select(Judgment).where(Judgment.comparison_id == each.id))))
+    }
+    assert len(people) == 27
+    judged = queries.verdicts(session, scene.judge.id, scene.rubric.id)
+    expected = agreement(judged, people | {shared[1].id: [1]})
+    assert expected is not None
+    found = queries.agreement_since(session, scene.judge.id, scene.rubric.id, before)
+    assert found == (pytest.approx(expected[0]), expected[1])
+    assert expected[1] == 28
