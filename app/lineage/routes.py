@@ -60,7 +60,7 @@ def list_models(
         following=models[-1].model.id if len(found) > len(models) else None,
         before=before,
         wanted={name: value for name, value in wanted.items() if value is not None},
-        row_of={row.round.id: row for row in of_rounds(session, list(of_page.values())).rows},
+        row_of={row.round.id: row for row in of_rounds(session, list(of_page.values()), slices=False).rows},
         had=queries.had_policies(session, project.id) | {project.base_model_id},
         adoptions=queries.adoptions(session, project.id, ADOPTIONS),
         is_busy=rounds.is_busy(session, project),
