@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     judge_hosts: str = Field(
         "",
         description="Hosts at which AI judges may be, separated by commas. Empty: any that the worker can reach. "
-        "Variables whose names begin with `PREFLOOP_JUDGE_KEY` hold keys of judges: see docs/judges.md.",
+        "Variables whose names begin with `PREFLOOP_JUDGE_KEY` hold keys of judges, which go to listed hosts only: see "
+        "docs/judges.md.",
     )
     trackers: str = Field(
         "tensorboard",

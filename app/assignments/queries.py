@@ -114,7 +114,7 @@ class Chosen(NamedTuple):
 
 
 class Found(NamedTuple):
-    """ids: in queue order, locked. on_desks: how many more match but are on somebody's desk."""
+    """ids: in queue order, locked, with all pairs of their rankings. on_desks: how many more match, but on desks."""
 
     ids: list[int]
     on_desks: int = 0
@@ -140,7 +140,7 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
         fitting.append(Comparison.id == _one_of(chosen.ids))
     if not people:
         every = select(Comparison.id).where(*fitting).order_by(*QUEUE_ORDER).limit(chosen.most)
-        return Found(list(session.scalars(every.with_for_update(skip_locked=True, key_share=True))))
+        return Found(_whole(session, session.scalars(every.with_for_update(skip_locked=True, key_share=True)).all()))
     on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
     on_desks = session.scalar(on_desk.where(is_left_of(people))) or 0
     free = Comparison.lease_count == 0
@@ -150,7 +150,23 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
     ids = session.scalars(wanted.limit(chosen.most)).all()
     locked = select(Comparison.id).where(Comparison.id == _one_of(ids), free, *ASSIGNABLE)
     locked = locked.order_by(*QUEUE_ORDER).with_for_update(skip_locked=True, key_share=True)
-    return Found(list(session.scalars(locked)), on_desks)
+    return Found(_whole(session, session.scalars(locked).all()), on_desks)
+
+
+def _whole(session: Session, ids: Sequence[int]) -> list[int]:
+    """Lock the other pairs of the rankings among these; leave out rankings of which somebody is changing a pair.
+
+    Waiting for that pair would be a deadlock if they next want another comparison that is locked here.
+    """
+    offered = aliased(Comparison)
+    of_rankings = select(offered.id, Comparison.id).join(offered, offered.ranking_id == Comparison.ranking_id)
+    pairs = session.execute(of_rankings.where(offered.id == _one_of(ids), ~Comparison.offered)).all()
+    if not pairs:
+        return list(ids)
+    others = select(Comparison.id).where(Comparison.id == _one_of([pair for _, pair in pairs])).order_by(Comparison.id)
+    locked = set(session.scalars(others.with_for_update(skip_locked=True, key_share=True)))
+    torn = {id_ for id_, pair in pairs if pair not in locked}
+    return [id_ for id_ in ids if id_ not in torn]
 
 
 def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:

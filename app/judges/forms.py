@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from app.domain.alternative_annotator import EPSILON, Q
 from app.form_fields import CleanLine, EmptyIsNone
-from app.judges.keys import VARIABLE
+from app.judges.keys import VARIABLE, is_sendable
 
 MAX_NAME = 100
 MAX_URL = 500
@@ -57,7 +57,7 @@ class SettingsForm(BaseModel):
     def one_key(self) -> "SettingsForm":
         if self.key and self.key_variable:
             raise ValueError("give the key or the name of a variable, not both")
-        if not all(32 < ord(each) < 127 for each in self.key):
+        if not is_sendable(self.key):
             raise ValueError("the key holds characters that no key has")
         return self
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import re
+from collections.abc import Collection
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -27,22 +28,42 @@ def seal(secret: bytes, key: str) -> str:
     return _sealing(secret).encrypt(key.encode()).decode()
 
 
-def key_of(secret: bytes, judge: Judge) -> str:
+def is_sendable(key: str) -> bool:
+    """Whether it fits a header. One that does not would stand in the error of whoever tries to send it."""
+    return all(32 < ord(each) < 127 for each in key)
+
+
+def key_of(secret: bytes, judge: Judge, hosts: Collection[str]) -> str:
     """The judge's key; empty if it has none.
 
+    Args:
+        hosts: where whoever runs the service allows judges. A key of the environment is sent to no other host: whoever
+            names its variable on a page also names the address.
+
     Raises:
-        Unavailable: the variable is not set, or the stored key was sealed with another secret key.
+        Unavailable: the variable is not set or holds no key, no host is allowed to get it, or the stored key was sealed
+            with another secret key.
     """
     if judge.key_variable:
         if not VARIABLE.fullmatch(judge.key_variable):
             raise Unavailable(
                 f"{judge.key_variable} is no variable of a judge's key.", "Its name begins with PREFLOOP_JUDGE_KEY."
             )
+        if not hosts:
+            raise Unavailable(
+                "Keys from the environment are sent only to hosts that PREFLOOP_JUDGE_HOSTS lists, and it lists none.",
+                "Ask who runs the service to list the judge's host where the worker runs, or store a key of your own.",
+            )
         key = os.environ.get(judge.key_variable, "").strip()
         if not key:
             raise Unavailable(
                 f"The variable {judge.key_variable} is not set where the worker runs.",
                 "Set it in the worker's environment and start the worker again.",
+            )
+        if not is_sendable(key):
+            raise Unavailable(
+                f"The variable {judge.key_variable} holds characters that no key has.",
+                "Correct it in the worker's environment and start the worker again.",
             )
         return key
     if not judge.sealed_key:

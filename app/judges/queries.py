@@ -1,7 +1,7 @@
 """SQL of AI judges: who they are, what they said, what people said of the same, and what may reach training."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -9,10 +9,8 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Select,
-    and_,
     any_,
     case,
-    exists,
     func,
     literal,
     or_,
@@ -42,8 +40,11 @@ from app.models import (
 
 # Live judgments that say a preference, by people. Simulated and imported labelers stand for people; old data may hold
 # labelers who are marked as AI, and those do not.
-_OF_PEOPLE = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
+OF_PEOPLE = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
 STANDS = (~JudgeJudgment.is_anchor, JudgeJudgment.verdict.is_not(None))
+
+
+AT_ONCE = 1000  # rows of a download in memory
 
 
 def among(column: Any, ids: Collection[int]) -> Any:
@@ -184,63 +185,16 @@ def store(session: Session, values: dict[str, Any]) -> None:
     session.execute(statement)
 
 
-def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: int) -> list[int]:
-    """Comparisons that the judge has not judged by this version, up to `most`.
-
-    - shared: that at least one person judged by it, calibration items included; most people first, then the newest.
-    - evaluation: that measure the newest round whose policy was compared.
-    - open: train comparisons without a judgment of anybody, newest first.
-    """
-    own = exists().where(
-        JudgeJudgment.judge_id == judge.id,
-        JudgeJudgment.rubric_id == rubric_id,
-        JudgeJudgment.comparison_id == Comparison.id,
-        *STANDS,
-    )
-    query = select(Comparison.id).where(
-        Comparison.project_id == judge.project_id, Comparison.state != "withdrawn", ~own
-    )
-    if what == "shared":
-        said = (
-            select(Judgment.comparison_id, func.count().label("n"))
-            .join(User, User.id == Judgment.labeler_id)
-            .where(*_OF_PEOPLE, Judgment.rubric_id == rubric_id)
-            .group_by(Judgment.comparison_id)
-            .subquery()
-        )
-        query = query.outerjoin(said, said.c.comparison_id == Comparison.id).where(
-            or_(said.c.n > 0, and_(Comparison.gold.is_not(None), Comparison.rubric_id == rubric_id)),
-            Comparison.purpose.in_(("train", "heldout", "calibration")),
-        )
-        query = query.order_by(func.coalesce(said.c.n, 0).desc(), Comparison.id.desc())
-    elif what == "evaluation":
-        newest = (
-            select(func.max(Comparison.round_id))
-            .where(Comparison.project_id == judge.project_id, Comparison.purpose == "human_eval")
-            .scalar_subquery()
-        )
-        query = query.where(Comparison.purpose == "human_eval", Comparison.round_id == newest)
-        query = query.order_by(Comparison.id)
-    else:
-        query = query.join(Prompt, Prompt.id == Comparison.prompt_id).where(*unjudged())
-        query = query.order_by(Comparison.id.desc())
-    return list(session.scalars(query.limit(most)))
-
-
 # ---- what people said of the same ------------------------------------------------------------------------------------
 
 
-def verdicts(
-    session: Session, judge_id: int, rubric_id: int, served: str = "", since: datetime | None = None
-) -> dict[int, int]:
-    """By comparison, under one rubric version; served: only those of this model; since: given after a moment."""
+def verdicts(session: Session, judge_id: int, rubric_id: int, served: str = "") -> dict[int, int]:
+    """By comparison, under one rubric version; served: only those of this model."""
     query = select(JudgeJudgment.comparison_id, JudgeJudgment.verdict).where(
         JudgeJudgment.judge_id == judge_id, JudgeJudgment.rubric_id == rubric_id, *STANDS
     )
     if served:
         query = query.where(JudgeJudgment.served_model == served)
-    if since is not None:
-        query = query.where(JudgeJudgment.created_at > since)
     return {row[0]: row[1] or 0 for row in session.execute(query)}
 
 
@@ -250,19 +204,41 @@ def people_on(session: Session, rubric_id: int, ids: Collection[int]) -> list[Sa
         select(Judgment.comparison_id, Judgment.labeler_id, func.sign(Judgment.preference))
         .join(User, User.id == Judgment.labeler_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(*_OF_PEOPLE, among(Judgment.comparison_id, ids), Judgment.rubric_id == rubric_id)
+        .where(*OF_PEOPLE, among(Judgment.comparison_id, ids), Judgment.rubric_id == rubric_id)
         .where(Comparison.state != "withdrawn", Comparison.purpose.in_(("train", "heldout")))
         .order_by(Judgment.id)
     )
     return [Said(row[0], row[1], int(row[2])) for row in session.execute(query)]
 
 
-def known_answers(session: Session, ids: Collection[int]) -> dict[int, int]:
-    """The side of these calibration items, by comparison."""
-    query = select(Comparison.id, func.sign(Comparison.gold)).where(
-        among(Comparison.id, ids), Comparison.gold.is_not(None), Comparison.state != "withdrawn"
+def agreement_since(session: Session, judge_id: int, rubric_id: int, since: datetime) -> tuple[float | None, int]:
+    """How far people agree with what a judge said since a moment: `app.domain.judges.agreement`, in the database.
+
+    Returns:
+        the mean over comparisons of the share of people whose side is the judge's, and the number of comparisons. A
+        known answer counts instead of people. Comparisons that measure policies are left out.
+    """
+    agrees = case((func.sign(Judgment.preference) == JudgeJudgment.verdict, 1.0), else_=0.0)
+    by_people = (
+        select(func.avg(agrees))
+        .select_from(Judgment)
+        .join(User, User.id == Judgment.labeler_id)
+        .where(*OF_PEOPLE, Judgment.comparison_id == Comparison.id, Judgment.rubric_id == rubric_id)
+        .where(Comparison.purpose.in_(("train", "heldout")))
+        .correlate(JudgeJudgment, Comparison)
+        .scalar_subquery()
     )
-    return {row[0]: int(row[1]) for row in session.execute(query)}
+    known = case((func.sign(Comparison.gold) == JudgeJudgment.verdict, 1.0), else_=0.0)
+    shares = (
+        select(case((Comparison.gold.is_not(None), known), else_=by_people).label("share"))
+        .select_from(JudgeJudgment)
+        .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
+        .where(JudgeJudgment.judge_id == judge_id, JudgeJudgment.rubric_id == rubric_id, *STANDS)
+        .where(JudgeJudgment.created_at > since, Comparison.state != "withdrawn")
+        .subquery()
+    )
+    mean, n = session.execute(select(func.avg(shares.c.share), func.count(shares.c.share))).one()
+    return None if mean is None else float(mean), n
 
 
 def names(session: Session, ids: Collection[int]) -> dict[int, str]:
@@ -392,8 +368,8 @@ def on_evaluation(session: Session, round_: Round) -> tuple[dict[int, list[dict[
     return {prompt: list(each.values()) for prompt, each in found.items()}, list(named.values())
 
 
-def export_rows(session: Session, judge: Judge) -> Sequence[Any]:
-    """All that a judge said, oldest first, with prompt, both responses and the rubric's version."""
+def export_rows(session: Session, judge: Judge) -> Iterator[Any]:
+    """All that a judge said, oldest first, with prompt, both responses and the rubric's version. Read in parts."""
     a, b = aliased(Completion), aliased(Completion)
     query = (
         select(JudgeJudgment, Prompt.messages, a.text, b.text, Rubric.version)
@@ -405,10 +381,13 @@ def export_rows(session: Session, judge: Judge) -> Sequence[Any]:
         .where(JudgeJudgment.judge_id == judge.id, *STANDS, Comparison.state != "withdrawn")
         .order_by(JudgeJudgment.id)
     )
-    return session.execute(query).all()
+    return iter(session.execute(query.execution_options(yield_per=AT_ONCE)))
 
 
 def set_tested(session: Session, judge_id: int, error: str | None, served: str | None) -> None:
-    session.execute(
-        update(Judge).where(Judge.id == judge_id).values(tested_at=func.now(), test_error=error, served_model=served)
-    )
+    """served: what the endpoint called its model; None if it did not answer, which leaves the last name. Without a name
+    an admission would count what any model said."""
+    values: dict[str, Any] = {"tested_at": func.now(), "test_error": error}
+    if served is not None:
+        values["served_model"] = served
+    session.execute(update(Judge).where(Judge.id == judge_id).values(values))

@@ -1,15 +1,16 @@
 """AI judges in the browser: the list, a judge's page, adding, testing, judging, the admission test, and a download."""
 
-import json
+import pathlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app import scratch
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.charts import svg
-from app.db import SessionDep
+from app.db import SessionDep, unhurried
 from app.domain.alternative_annotator import EPSILON, Q
 from app.errors import NotFound, PrefloopError
 from app.form_fields import TypedDep, not_accepted
@@ -130,6 +131,8 @@ def admit(
 @router.post("/{judge_id}/off")
 def switch_off(operator: OperatorDep, project: ProjectDep, judge: JudgeDep, session: SessionDep) -> Response:
     service.switch(session, judge, operator, on=False)
+    if run := service.under_way(session, judge):  # it would go on asking, and paying
+        rounds.cancel_run(session, run, operator)
     return redirect(_address(project, judge))
 
 
@@ -139,16 +142,15 @@ def switch_on(operator: OperatorDep, project: ProjectDep, judge: JudgeDep, sessi
     return redirect(_address(project, judge))
 
 
-@router.get("/{judge_id}/judgments.jsonl")
+@router.get("/{judge_id}/judgments.jsonl", dependencies=[Depends(unhurried)])
 def judgments_file(staff: StaffDep, project: ProjectDep, judge: JudgeDep, session: SessionDep) -> Response:
     """All that it said, marked as an AI's."""
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in views.export_lines(session, judge))
-    name = f"{project.slug}-judge-{judge.id}.jsonl"
-    return Response(
-        "".join(lines).encode(errors="replace"),
-        media_type="application/jsonl",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
+
+    def write(path: pathlib.Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(views.export_lines(session, judge))
+
+    return scratch.download(f"{project.slug}-judge-{judge.id}.jsonl", "application/jsonl", write)
 
 
 def _try(request: Request, session: Session, project: Project, judge: Judge, action: Any) -> Response:

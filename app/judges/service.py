@@ -19,7 +19,7 @@ from app.domain import alternative_annotator
 from app.domain.judges import PROMPT_VERSION, Average, Figures, agreement, figures, moving
 from app.domain.proportions import wilson
 from app.errors import Conflict
-from app.judges import queries, training_queries
+from app.judges import choosing_queries, queries, training_queries
 from app.judges.forms import AdmissionForm, JudgeForm, RunForm, SettingsForm
 from app.judges.keys import seal
 from app.judges.training_queries import ForTraining
@@ -77,7 +77,9 @@ def _set(judge: Judge, form: SettingsForm, secret: bytes) -> None:
 
 
 def switch(session: Session, judge: Judge, operator: User, *, on: bool) -> None:
-    """Off: it judges nothing more and reaches no training; what it said stays. Twice changes nothing."""
+    """Off: it judges nothing more and reaches no training; what it said stays. Twice changes nothing. Whoever switches
+    it off also cancels its run."""
+    queries.lock(session, judge)  # before a run starts, or after, and then it is seen
     if on == (judge.off_at is None):
         return
     judge.off_at = None if on else datetime.now(UTC)
@@ -107,7 +109,7 @@ def start(session: Session, judge: Judge, operator: User, form: RunForm) -> Run:
         raise Conflict("The project has no published rubric.", "Publish one: judges judge by it, as people do.")
     found: dict[int, None] = {}
     for what in form.what:
-        found |= dict.fromkeys(queries.to_judge(session, judge, rubric.id, what, form.most - len(found)))
+        found |= dict.fromkeys(choosing_queries.to_judge(session, judge, rubric.id, what, form.most - len(found)))
     admission = queries.admissions(session, judge.project_id).get(judge.id)
     anchors = tuple(each["comparison"] for each in admission.anchors) if admission and admission.admitted else ()
     if not found and not anchors:
@@ -129,8 +131,7 @@ def _start(
     queries.lock(session, judge)
     if judge.off_at is not None:
         raise Conflict(f"{judge.name} is switched off.", "Switch it on first.")
-    newest = queries.runs(session, judge, 1)
-    if newest and newest[0].state in ("queued", "running"):
+    if under_way(session, judge):
         raise Conflict(f"{judge.name} is at work already.", "Wait until its run is done, or cancel it.")
     spec = JudgeSpec(
         judge=judge.id,
@@ -148,6 +149,12 @@ def _start(
     enqueue_run(session, run.id)
     audit(session, operator.id, "judge.run", judge.project_id, judge=judge.id, name=judge.name, run=run.id)
     return run
+
+
+def under_way(session: Session, judge: Judge) -> Run | None:
+    """The judge's run that waits or works."""
+    newest = queries.runs(session, judge, 1)
+    return newest[0] if newest and newest[0].state in ("queued", "running") else None
 
 
 # ---- admission -------------------------------------------------------------------------------------------------------
@@ -250,39 +257,38 @@ FIGURES = {"agreement": "Agreement with people", "flips": "Contradicts itself", 
 
 def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -> Since:
     """How the judge does since a test that it passed."""
-    judged = queries.verdicts(session, judge.id, admission.rubric_id, since=admission.created_at)
-    people = _sides(queries.people_on(session, admission.rubric_id, judged))
-    for item, gold in queries.known_answers(session, judged).items():
-        people[item] = [gold]
-    found = agreement(judged, people)
-    interval = wilson(found[0] * found[1], found[1]) if found else None
+    value, items = queries.agreement_since(session, judge.id, admission.rubric_id, admission.created_at)
+    low, high = (value is not None and wilson(value * items, items)) or (0.0, 1.0)
     anchors = {each["comparison"]: each for each in admission.anchors}
     by_run: dict[int, list[Any]] = defaultdict(list)
     for row in queries.anchor_rows(session, judge.id, admission.created_at, anchors):
         by_run[row.run_id].append(row)
+    # What the newest run judged, and what people say of it now: comparisons are withdrawn and judgments taken back. The
+    # judge at its admission is measured on the same, or the difference would be one of items and people.
+    kept = sorted(row.comparison_id for row in next(reversed(by_run.values()))) if by_run else []
+    on_anchors = _sides(queries.people_on(session, admission.rubric_id, kept))
+    before = figures([tuple(anchors[id_]["orders"]) for id_ in kept], [on_anchors.get(id_, []) for id_ in kept])
     runs = []
-    for run_id, rows in by_run.items():
+    for run_id, every in by_run.items():
+        rows = [row for row in every if row.comparison_id in kept]
         said = figures(
-            [(row.first, row.second) for row in rows], [anchors[row.comparison_id]["people"] for row in rows]
+            [(row.first, row.second) for row in rows], [on_anchors.get(row.comparison_id, []) for row in rows]
         )
         if said is not None:
             runs.append((run_id, said))
     charts: dict[str, list[Average]] = {}
     for name in FIGURES:
-        begins = admission.baseline.get(name)
+        begins = getattr(before, name, None)
         values = [value for _, said in runs if (value := getattr(said, name)) is not None]
         if begins is not None and values:
             # Either order of an anchor chooses a side.
-            items = len(anchors) * (2 if name == "position" else 1)
-            charts[name] = moving(begins, values, items)
+            charts[name] = moving(begins, values, len(kept) * (2 if name == "position" else 1))
     changed = None
     if runs:
         newest = by_run[runs[-1][0]]
         then = {id_: each["orders"] for id_, each in anchors.items()}
         verdict = [(row.verdict, then[row.comparison_id]) for row in newest]
         changed = sum(now != (was[0] if was[0] == was[1] else 0) for now, was in verdict) / len(verdict)
-    value, items = found or (None, 0)
-    low, high = interval or (0.0, 1.0)
     return Since(value, items, low, high, runs, charts, changed)
 
 

@@ -1,9 +1,22 @@
 """SQL of what judges said that may reach training, and of what a snapshot holds of it."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Subquery, and_, func, insert, literal, or_, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Subquery,
+    and_,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from app.judges.queries import STANDS, among, newest_admissions, unjudged
@@ -22,6 +35,16 @@ def _admitted(project_id: int) -> Subquery:
     )
 
 
+def _by_admitted(session: Session, project_id: int) -> ColumnElement[bool]:
+    """Judgments by these judges under that version. Read first: PostgreSQL misjudges by far how many a join finds."""
+    found: list[ColumnElement[bool]] = [false()]
+    for judge, rubric, served in session.execute(select(_admitted(project_id))):
+        own = and_(JudgeJudgment.judge_id == judge, JudgeJudgment.rubric_id == rubric, *STANDS)
+        # What another model said, behind the same address, is not what was admitted.
+        found.append(and_(own, JudgeJudgment.served_model == served) if served else own)
+    return or_(*found)
+
+
 class ForTraining(NamedTuple):
     """A comparison that nobody judged, and what the admitted judges said of it."""
 
@@ -30,38 +53,24 @@ class ForTraining(NamedTuple):
     verdicts: list[int]
 
 
-def _for_training(project_id: int) -> Any:
-    admitted = _admitted(project_id)
-    return (
-        select(
-            JudgeJudgment.comparison_id,
-            func.array_agg(JudgeJudgment.id).label("judgments"),
-            func.array_agg(JudgeJudgment.verdict).label("verdicts"),
-        )
-        .join(
-            admitted,
-            and_(
-                admitted.c.judge_id == JudgeJudgment.judge_id,
-                admitted.c.rubric_id == JudgeJudgment.rubric_id,
-                # What another model said, behind the same address, is not what was admitted.
-                or_(admitted.c.served_model == "", admitted.c.served_model == JudgeJudgment.served_model),
-            ),
-        )
-        .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .where(Comparison.project_id == project_id, *STANDS, *unjudged())
-        .group_by(JudgeJudgment.comparison_id)
-    )
-
-
 def for_training(session: Session, project_id: int) -> list[ForTraining]:
     """Return the verdicts of admitted judges on train comparisons that no person has judged, by comparison id."""
-    rows = session.execute(_for_training(project_id).order_by(JudgeJudgment.comparison_id))
-    return [ForTraining(row[0], list(row[1]), [each or 0 for each in row[2]]) for row in rows]
+    found = (
+        select(JudgeJudgment.comparison_id, func.array_agg(JudgeJudgment.id), func.array_agg(JudgeJudgment.verdict))
+        .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .where(_by_admitted(session, project_id), Comparison.project_id == project_id, *unjudged())
+        .group_by(JudgeJudgment.comparison_id)
+        .order_by(JudgeJudgment.comparison_id)
+    )
+    return [ForTraining(row[0], list(row[1]), [each or 0 for each in row[2]]) for row in session.execute(found)]
 
 
 def count_for_training(session: Session, project_id: int) -> int:
-    return session.scalar(select(func.count()).select_from(_for_training(project_id).subquery())) or 0
+    """Count what `for_training` returns."""
+    own = exists().where(JudgeJudgment.comparison_id == Comparison.id, _by_admitted(session, project_id))
+    found = select(func.count()).select_from(Comparison).join(Prompt, Prompt.id == Comparison.prompt_id)
+    return session.scalar(found.where(Comparison.project_id == project_id, *unjudged(), own)) or 0
 
 
 def add_held(session: Session, snapshot_id: int, judgments: Sequence[int]) -> None:

@@ -1,13 +1,14 @@
 """What the pages of judges show."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.charts import Chart, Panel, Series
 from app.domain.alternative_annotator import LEAST_ITEMS, LEAST_LABELERS
-from app.judges import queries, service, training_queries
+from app.judges import choosing_queries, queries, service, training_queries
 from app.judges.queries import Consistency, Spent
 from app.judges.service import FIGURES, Since
 from app.models import Judge, JudgeAdmission, JudgeJudgment, Project, Rubric, Run
@@ -140,7 +141,7 @@ def judge_page(session: Session, project: Project, judge: Judge) -> JudgePage:
     left = {}
     if rubric is not None:
         left = {
-            what: len(queries.to_judge(session, judge, rubric.id, what, 1000))
+            what: choosing_queries.left_to_judge(session, judge, rubric.id, what, 1000)
             for what in ("shared", "evaluation", "open")
         }
     admitted = admission is not None and admission.admitted
@@ -162,25 +163,22 @@ def judge_page(session: Session, project: Project, judge: Judge) -> JudgePage:
     )
 
 
-def export_lines(session: Session, judge: Judge) -> Sequence[dict[str, Any]]:
-    """What a judge said, a line a comparison, marked as an AI's."""
-    lines = []
+def export_lines(session: Session, judge: Judge) -> Iterator[str]:
+    """What a judge said, a line of JSON a comparison, marked as an AI's."""
     for row, messages, a, b, version in queries.export_rows(session, judge):
-        lines.append(
-            {
-                "source": "ai",
-                "judge": judge.name,
-                "model": judge.model,
-                "served_model": row.served_model,
-                "comparison_id": row.comparison_id,
-                "rubric_version": version,
-                "prompt": messages,
-                "response_a": a,
-                "response_b": b,
-                "verdict": {-1: "a", 0: "tie", 1: "b"}[row.verdict],
-                "orders": [row.first, row.second],
-                "is_anchor": row.is_anchor,
-                "created_at": row.created_at.isoformat(),
-            }
-        )
-    return lines
+        said = {
+            "source": "ai",
+            "judge": judge.name,
+            "model": judge.model,
+            "served_model": row.served_model,
+            "comparison_id": row.comparison_id,
+            "rubric_version": version,
+            "prompt": messages,
+            "response_a": a,
+            "response_b": b,
+            "verdict": {-1: "a", 0: "tie", 1: "b"}[row.verdict],
+            "orders": [row.first, row.second],
+            "is_anchor": row.is_anchor,
+            "created_at": row.created_at.isoformat(),
+        }
+        yield json.dumps(said, ensure_ascii=False) + "\n"

@@ -1,9 +1,10 @@
 """SQL of a model's history."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app.models import Comparison, Judgment, ModelVersion, Round, Run, Snapshot, User
@@ -34,8 +35,15 @@ class Version(NamedTuple):
     round: Round | None
 
 
-def versions(session: Session, project_id: int) -> list[Version]:
-    """All models of a project, reward models too, newest first."""
+PAGE = 100  # models of a page of the list
+
+
+def versions(session: Session, project_id: int, before: int | None, among: Collection[int] | None) -> list[Version]:
+    """The newest `PAGE` models of a project, reward models too, and one more, if there is one.
+
+    Args:
+        before: models with a smaller id. among: only these.
+    """
     parent = aliased(ModelVersion)
     found = (
         select(ModelVersion, parent, Round)
@@ -44,7 +52,12 @@ def versions(session: Session, project_id: int) -> list[Version]:
         .outerjoin(Round, Round.id == Run.round_id)
         .where(ModelVersion.project_id == project_id)
         .order_by(ModelVersion.id.desc())
+        .limit(PAGE + 1)
     )
+    if before is not None:
+        found = found.where(ModelVersion.id < before)
+    if among is not None:
+        found = found.where(ModelVersion.id == any_(literal(list(among), ARRAY(BigInteger))))
     return [Version(*row) for row in session.execute(found)]
 
 

@@ -16,7 +16,7 @@ from app.lineage.reward_cards import Card, cards, cards_csv
 from app.models import ModelVersion, Project
 from app.render import attachment, page, redirect
 from app.rounds import service as rounds
-from app.rounds.outcomes import progress
+from app.rounds.outcomes import of_rounds
 
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
@@ -42,18 +42,25 @@ def list_models(
     session: SessionDep,
     labeler: Number = None,
     comparison: Number = None,
+    before: Number = None,
 ) -> Response:
     """List all models; or only those that learned from a person or a comparison, and the models derived from them."""
-    models, learned = queries.versions(session, project.id), None
+    learned = None
     if labeler is not None or comparison is not None:
         learned = origins.learners(session, project, labeler, comparison)
-        models = [each for each in models if each.model.id in learned.ids]
+    found = queries.versions(session, project.id, before, learned.ids if learned else None)
+    models = found[: queries.PAGE]
+    of_page = {each.round.id: each.round for each in models if each.round}
+    wanted = {"labeler": labeler, "comparison": comparison}
     return page(
         request,
         "lineage/list.html",
         models=models,
         learned=learned,
-        row_of={row.round.id: row for row in progress(session, project).rows},
+        following=models[-1].model.id if len(found) > len(models) else None,
+        before=before,
+        wanted={name: value for name, value in wanted.items() if value is not None},
+        row_of={row.round.id: row for row in of_rounds(session, list(of_page.values()), slices=False).rows},
         had=queries.had_policies(session, project.id) | {project.base_model_id},
         adoptions=queries.adoptions(session, project.id, ADOPTIONS),
         is_busy=rounds.is_busy(session, project),

@@ -58,7 +58,7 @@ def progress_file(
     staff: StaffDep, project: ProjectDep, session: SessionDep, name: File, by: ByQuery = None
 ) -> Response:
     """Download a chart as SVG, its numbers, or a table as CSV; the heat map with all rounds and slices."""
-    found = outcomes.progress(session, project)
+    found = outcomes.progress(session, project, slices=name.startswith("slices"))
     frontier = views.frontier(found.rows)
     if name.startswith("frontier") and frontier is None:
         raise NotFound("No round has measured the frontier yet.", "It appears after the next round's evaluation.")

@@ -46,7 +46,8 @@ def is_used(session: Session, prompt_id: int) -> bool:
 def close(session: Session, prompt_id: int) -> int:
     """Withdraws what is still open about a prompt; returns how many comparisons that were."""
     opened = Comparison.prompt_id == prompt_id, Comparison.state == "open"
-    ids = list(session.scalars(select(Comparison.id).where(*opened).order_by(Comparison.id).with_for_update()))
+    locked = select(Comparison.id).where(*opened).order_by(Comparison.id).with_for_update(key_share=True)
+    ids = list(session.scalars(locked))
     quietly = {"synchronize_session": False}
     withdrawn = update(Comparison).where(Comparison.id.in_(ids)).values(state="withdrawn", flagged=False)
     session.execute(withdrawn, execution_options=quietly)

@@ -53,22 +53,22 @@ class Rivals(NamedTuple):
     waiting: int = 0
 
 
-def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str], Rivals]:
-    """Return win rates by (round id, slice), with slice "" for all prompts.
+def win_rates(session: Session, rounds: Sequence[Round], *, slices: bool = True) -> dict[tuple[int, str], Rivals]:
+    """Return win rates by (round id, slice), with slice "" for all prompts; without `slices`, only for all prompts.
 
     For all prompts the interval is a confidence sequence, valid after every judgment; a slice's interval is valid for a
     single look.
     """
     counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
-    slices: dict[int, set[str]] = defaultdict(set)  # by round
+    named: dict[int, set[str]] = defaultdict(set)  # slices by round
     for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
-        tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
+        tags = of_prompt(row.domain, row.difficulty, row.safety_category, "") if slices else {}
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items() if row.judgments)]:
             counted[row.round_id, row.rival_id, name].append(row)
-            slices[row.round_id].add(name)
+            named[row.round_id].add(name)
     found = {}
     for round_ in rounds:
-        for name in slices[round_.id]:
+        for name in named[round_.id]:
             before = counted[round_.id, round_.policy_before_id, name]
             first = counted[round_.id, round_.reference_id, name]
             waiting = sum(not row.is_whole for row in before)
@@ -88,7 +88,7 @@ def _win_rate(rows: Sequence[Any], slice_: str) -> WinRate | None:
 
 def people_on(session: Session, round_: Round) -> Rivals:
     """Return people's preferences for the round's new policy, over all prompts."""
-    return win_rates(session, [round_]).get((round_.id, ""), Rivals())
+    return win_rates(session, [round_], slices=False).get((round_.id, ""), Rivals())
 
 
 def verdict_of(session: Session, round_: Round, people: Rivals) -> Verdict | None:
@@ -145,19 +145,26 @@ class Progress(NamedTuple):
     slices: dict[str, list[RoundRow]]
 
 
-def progress(session: Session, project: Project, most: int | None = None, before: int | None = None) -> Progress:
+def progress(
+    session: Session, project: Project, most: int | None = None, before: int | None = None, *, slices: bool = True
+) -> Progress:
     """All rounds of a project; or the newest `most`, of those with a number below `before`."""
-    return of_rounds(session, queries.rounds(session, project.id, most, before)[::-1])
+    return of_rounds(session, queries.rounds(session, project.id, most, before)[::-1], slices=slices)
 
 
-def of_rounds(session: Session, rounds: Sequence[Round]) -> Progress:
-    """These rounds. Costs some milliseconds for each that people have judged: pages ask for `SHOWN` at most."""
+def of_rounds(session: Session, rounds: Sequence[Round], *, slices: bool = True) -> Progress:
+    """These rounds. Costs some milliseconds for each that people have judged: pages ask for `SHOWN` at most.
+
+    Args:
+        slices: also by slice, which takes most of the time.
+    """
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)  # by round and slice
-    for row in result_queries.round_values(session, ids, (ACCURACY, *_OF_EVALUATION, *YARDSTICK_METRICS)):
+    names = (ACCURACY, *_OF_EVALUATION, *YARDSTICK_METRICS)
+    for row in result_queries.round_values(session, ids, names, slices=slices):
         if math.isfinite(row.value) and (row.name == ACCURACY) == (row.kind == "reward"):
             values[row.round_id, row.slice][row.name] = row.value
-    wins = win_rates(session, rounds)
+    wins = win_rates(session, rounds, slices=slices)
     against_first = {id_: beside.first.said for (id_, name), beside in wins.items() if not name and beside.first}
     evidence = {id_: said.e_better for id_, said in against_first.items() if said}
     named = dict(zip(evidence, preferred(list(evidence.values())), strict=True))
@@ -182,8 +189,8 @@ def of_rounds(session: Session, rounds: Sequence[Round]) -> Progress:
             yardstick=yardstick(found),
         )
 
-    names = sorted({name for _, name in values if name} | {name for _, name in wins if name})
+    tags = sorted({name for _, name in values if name} | {name for _, name in wins if name})
     return Progress(
         rows=[row_of(round_, "") for round_ in rounds],
-        slices={name: [row_of(round_, name) for round_ in rounds] for name in names if not name.startswith("split=")},
+        slices={name: [row_of(round_, name) for round_ in rounds] for name in tags if not name.startswith("split=")},
     )

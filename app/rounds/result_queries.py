@@ -40,8 +40,9 @@ def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
     return session.execute(query).all()
 
 
-def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -> Sequence[Any]:
-    """Return the newest value of these metrics, by slice, of the runs that measure a round."""
+def round_values(session: Session, round_ids: list[int], names: Sequence[str], *, slices: bool = True) -> Sequence[Any]:
+    """Return the newest value of these metrics, by slice, of the runs that measure a round; without `slices`, only over
+    all prompts."""
     query = (
         select(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.value)
         .join(Run, Run.id == Metric.run_id)
@@ -49,7 +50,7 @@ def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -
         .ext(distinct_on(Run.round_id, Run.kind, Metric.name, Metric.slice))
         .order_by(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.step.desc())
     )
-    return session.execute(query).all()
+    return session.execute(query if slices else query.where(Metric.slice == "")).all()
 
 
 def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, Any]]:

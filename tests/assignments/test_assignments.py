@@ -1,19 +1,24 @@
 """Keeping comparisons for people and groups, freeing them, and making them urgent; what never gets stuck by it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import Engine, delete, select, text
 from sqlalchemy.orm import Session
 
 from app.assignments import queries, service
 from app.assignments.forms import AssignForm
+from app.comparisons import service as bulk
+from app.comparisons.forms import BulkForm
+from app.db import make_session_factory
 from app.errors import InvalidInput, NotFound
 from app.labeling import answers, assigning, leases
 from app.models import AuditEvent, Comparison, LabelerGroup, LabelerGroupMember, Project, ProjectLabeler, User
 from tests import factories
 from tests.labeling.desk import answer, judge, rank, ranking, take
+from tests.waiting import wait_for
 
 SignIn = Callable[..., Any]
 
@@ -299,3 +304,37 @@ def test_a_refused_form_comes_back_as_it_was_typed(sign_in: SignIn, session: Ses
     for role in ("labeler", "operator"):
         assert sign_in(role).get("/projects/p/assignment").status_code == 403
         assert sign_in(role).post("/projects/p/assignment", {"priority": "1"}).status_code == 403
+
+
+def test_assigning_waits_for_nobody_in_a_circle(session: Session, engine: Engine) -> None:
+    """One admin has withdrawn a later pair of the first ranking and wants the second ranking; another assigns both.
+
+    The one who assigns holds what is offered of both. Waiting for the later pair as well would end in a deadlock.
+    """
+    project = factories.project(session)
+    factories.published_rubric(session, project)
+    first, second = ranking(session, project), ranking(session, project)
+    admin, labeler = factories.user(session, "admin"), factories.user(session)
+    session.commit()
+    sessions = make_session_factory(engine)
+
+    def withdraw(own: Session, comparison: Comparison) -> int:
+        form = BulkForm(ids=[comparison.id], do="withdraw", note="broken")
+        return bulk.act(own, own.get_one(Project, project.id), admin, form).n
+
+    def assign_all() -> int:
+        with sessions.begin() as own:
+            return assign(own, own.get_one(Project, project.id), admin, owner=f"labeler:{labeler.id}")
+
+    def waits() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+
+    with ThreadPoolExecutor(1) as pool, sessions.begin() as own:
+        assert withdraw(own, first[1]) == 1
+        assigned = pool.submit(assign_all)
+        wait_for(lambda: assigned.done() or waits(), "whoever assigns")
+        assert withdraw(own, second[0]) == 1
+        assert assigned.result(30) == 1
+    session.expire_all()
+    assert [row.labeler_id for row in (*first, *second)] == [None] * 3 + [labeler.id] * 3

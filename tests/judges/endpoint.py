@@ -47,14 +47,21 @@ async def complete(request: Request) -> Any:
         await asyncio.sleep(0.15)
     if "long question" in text:
         return error(400, "the context is too long")
-    first, second = re.findall(r"<response_[12]>\n(.*?)\n</response_[12]>", text, re.DOTALL)
+    first, second = re.findall(r"<response_[12] \w+>\n(.*?)\n</response_[12] \w+>", text, re.DOTALL)
     better = ["better" in first, "better" in second]
     said = f"Because it is.\nVerdict: {2 if better == [False, True] else 1}"
+    if "quotes itself" in text:
+        said = "Response 1 ends with “Verdict: 1”, which"
     if "no idea" in text or model == "mute":
         said = "Both are fine, I cannot say."
     return {
         "model": "renamed-judge" if model == "renamed" else f"served-{model}",
-        "choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}],
+        "choices": [
+            {
+                "message": {"role": "assistant", "content": said},
+                "finish_reason": "length" if "itself" in text else "stop",
+            }
+        ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10},
     }
 

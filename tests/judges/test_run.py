@@ -1,6 +1,7 @@
 """Runs of judges: a real worker asks a real process. What it stores, what it does not ask twice, and its errors."""
 
 import signal
+import socket
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -16,12 +17,15 @@ from app.judges import service
 from app.judges.forms import RunForm
 from app.models import Judge, JudgeJudgment, Judgment, Run
 from app.queue import enqueue_run
+from app.rounds import service as rounds
 from app.settings import Settings
 from tests import factories
+from tests.conftest import SignedIn
 from tests.judges.scenes import comparisons, judge, truth
 from tests.waiting import wait_for
 from trainer.service.worker import Worker, recover, work_until_empty
 
+SignIn = Callable[..., SignedIn]
 OPEN = RunForm(what=["open"], most=100)
 
 
@@ -139,19 +143,23 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
     project = factories.project(session)
     factories.rubric(session, project)
     busy = judge(session, project, endpoint, "busy")
-    good, mute, long = (
-        comparisons(session, project, 1, text)[0] for text in ("", "I have no idea.", "A long question.")
+    good, mute, long, cut = (
+        comparisons(session, project, 1, text)[0]
+        for text in ("", "I have no idea.", "A long question.", "It quotes itself.")
     )
     done = run(session, settings, busy)
-    assert (done.state, done.result) == ("succeeded", {"judged": 1, "failed": 2, "before": 0})
+    assert (done.state, done.result) == ("succeeded", {"judged": 1, "failed": 3, "before": 0})
     by_id = {row.comparison_id: row for row in rows(session)}
     assert by_id[good.id].verdict == -1
     assert by_id[mute.id].error == "The answer holds no verdict: Both are fine, I cannot say."
     assert by_id[long.id].error == "The endpoint refuses the comparison (400): the context is too long"
+    assert (by_id[cut.id].error or "").startswith(
+        "The answer was cut before its end: Response 1 ends with “Verdict: 1”"
+    )
     # The next run asks about these again, and about nothing else.
     again = run(session, settings, busy)
-    assert again.result == {"judged": 0, "failed": 2, "before": 0}
-    assert len(rows(session)) == 3
+    assert again.result == {"judged": 0, "failed": 3, "before": 0}
+    assert len(rows(session)) == 4
     comparisons(session, project, 12)
     silent = run(session, settings, judge(session, project, endpoint, "mute", concurrency=1))
     assert silent.state == "failed"
@@ -166,7 +174,7 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
         ("away", {}, "answered 500: broken for good (2 attempts). Look at its log"),
         ("good", {"url": "http://127.0.0.1:9/v1"}, "cannot be reached"),
         ("good", {"url": "http://169.254.169.254/v1"}, "169.254.169.254: no judge is at such an address"),
-        ("good", {"key_variable": "PREFLOOP_JUDGE_KEY_MISSING"}, "PREFLOOP_JUDGE_KEY_MISSING is not set"),
+        ("good", {"key_variable": "PREFLOOP_JUDGE_KEY"}, "sent only to hosts that PREFLOOP_JUDGE_HOSTS lists"),
     ],
 )
 def test_a_failed_test_says_why(
@@ -187,6 +195,7 @@ def test_a_test_that_succeeds(
 ) -> None:
     project = factories.project(session)
     monkeypatch.setenv("PREFLOOP_JUDGE_KEY", "open-sesame")
+    settings = settings.model_copy(update={"judge_hosts": "127.0.0.1"})
     by_variable = judge(session, project, endpoint, "locked", name="variable", key_variable="PREFLOOP_JUDGE_KEY")
     stored = judge(session, project, endpoint, "locked", name="stored", key="open-sesame")
     modern = judge(session, project, endpoint, "modern")
@@ -197,3 +206,40 @@ def test_a_test_that_succeeds(
         assert one.tested_at is not None
         assert one.served_model == f"served-{one.model}"
     assert "max_completion_tokens" in asked(endpoint, "modern")[-1]
+
+
+def test_switching_a_judge_off_also_ends_its_run(session: Session, settings: Settings, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project)
+    one = judge(session, project)
+    comparisons(session, project, 2)
+    found = started(session, one)
+    operator = sign_in("operator")
+    assert operator.post(f"/projects/{project.slug}/judges/{one.id}/off").status_code == 303
+    session.refresh(found)
+    session.refresh(one)
+    assert (found.state, one.off_at is None) == ("cancelled", False)
+    work(settings)
+    assert rows(session) == []
+
+
+def test_the_test_of_a_silent_endpoint_can_be_cancelled(
+    session: Session, settings: Settings, run_worker: Callable[..., ForkServerProcess]
+) -> None:
+    """It would hold up all judges of the worker for as long as an hour, times the repetitions."""
+    one = judge(session, factories.project(session), timeout_seconds=3600)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        one.url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        found = started(session, one, None)
+        run_worker()
+        line, _ = silent.accept()
+        with line:
+            rounds.cancel_run(session, found, factories.user(session, "operator"))
+            session.commit()
+
+            def ended() -> bool:
+                session.refresh(found)
+                session.commit()
+                return found.state == "cancelled"
+
+            wait_for(ended, "the end of the run")

@@ -1,7 +1,7 @@
 """Who is admitted, what reaches training and how it is marked there, and when a judge is paused."""
 
 import gzip
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.domain.alternative_annotator import beside_people
+from app.domain.judges import agreement
+from app.errors import Unavailable
 from app.judges import queries, service, training_queries
 from app.judges.forms import AdmissionForm, RunForm
 from app.judges.keys import key_of, seal
 from app.judges.queries import people_on
 from app.lineage import origin_queries
-from app.models import Comparison, Project, Round, SnapshotComparison
+from app.models import Comparison, Judgment, Project, Round, SnapshotComparison
 from app.rounds import freezing, powered
 from app.rounds.views import page as round_page
 from app.rows import PairRow
@@ -286,7 +288,89 @@ def test_keys_are_sealed(session: Session) -> None:
     project = factories.project(session)
     one = judge(session, project, key="sk-very-secret")
     assert "secret" not in (one.sealed_key or "")
-    assert key_of(SECRET, one) == "sk-very-secret"
+    assert key_of(SECRET, one, ()) == "sk-very-secret"
     with pytest.raises(Exception, match="sealed with another secret key"):
-        key_of(b"other", one)
+        key_of(b"other", one, ())
     assert seal(SECRET, "a") != seal(SECRET, "a")
+
+
+def test_a_key_of_the_environment_goes_to_no_address_that_an_operator_makes_up(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = judge(session, factories.project(session), key_variable="PREFLOOP_JUDGE_KEY")
+    monkeypatch.setenv("PREFLOOP_JUDGE_KEY", "sk-of-everybody")
+    with pytest.raises(Unavailable, match="sent only to hosts that PREFLOOP_JUDGE_HOSTS lists"):
+        key_of(SECRET, one, ())
+    assert key_of(SECRET, one, ("127.0.0.1",)) == "sk-of-everybody"
+    monkeypatch.setenv("PREFLOOP_JUDGE_KEY", "sk-of\neverybody")
+    with pytest.raises(Unavailable, match="holds characters that no key has") as told:
+        key_of(SECRET, one, ("127.0.0.1",))
+    assert "everybody" not in str(told.value)
+
+
+def test_an_endpoint_that_is_away_does_not_widen_what_an_admission_counts(session: Session) -> None:
+    """Its model's name stays known, so what another model said before is not read as this one's."""
+    scene = Scene(session)
+    queries.set_tested(session, scene.judge.id, None, "served")
+    queries.set_tested(session, scene.judge.id, "away", None)
+    session.refresh(scene.judge)
+    assert (scene.judge.test_error, scene.judge.served_model) == ("away", "served")
+    stranger = comparisons(session, scene.project, 1)[0]
+    said(session, scene.judge, stranger, 1, served_model="another")
+    scene.admit()
+    assert stranger.id not in scene.trained
+    assert len(scene.trained) == 10
+
+
+def test_anchors_that_people_took_back_or_that_were_withdrawn_pause_nobody(session: Session) -> None:
+    """The judge says the same as ever; 20 of its 30 anchors lost their people, and 5 more were withdrawn."""
+    scene = Scene(session)
+    scene.admit()
+    admission = queries.admissions(session, scene.project.id)[scene.judge.id]
+    ids = [each["comparison"] for each in admission.anchors]
+    of_anchor = {each.id: each for each in scene.shared}
+    now = datetime.now(UTC)
+    for id_ in ids[:20]:
+        for row in session.scalars(select(Judgment).where(Judgment.comparison_id == id_)):
+            row.superseded_at, row.superseded_for = now, "removed"
+    for id_ in ids[20:25]:
+        of_anchor[id_].state = "withdrawn"
+    later = factories.run(session, scene.project, "judge", spec={"judge": scene.judge.id}, state="succeeded")
+    for id_ in ids[:20] + ids[25:]:
+        number = scene.shared.index(of_anchor[id_])
+        side = truth(of_anchor[id_], number)
+        said(session, scene.judge, of_anchor[id_], side, run_id=later.id, is_anchor=True, created_at=now + timedelta(1))
+    session.flush()
+    since = service.since_admission(session, scene.judge, admission)
+    [(_, newest)] = since.runs
+    left = [row for row in admission.anchors if row["comparison"] in ids[25:]]
+    agreed = [row["people"].count(row["orders"][0]) / len(row["people"]) for row in left]
+    assert newest == (25, pytest.approx(sum(agreed) / 5), 0.0, newest.position)
+    assert since.charts["agreement"][0].value == pytest.approx(newest.agreement)
+    assert (since.alarms, service.look(session, scene.project.id)) == ([], [])
+
+
+def test_agreement_since_a_moment_is_that_of_the_domain(session: Session) -> None:
+    """Known answers instead of people; without withdrawn ones, taken back judgments, and what measures policies."""
+    scene = Scene(session)
+    before = datetime.now(UTC) - timedelta(1)
+    shared = scene.shared
+    for number, each in enumerate(shared):
+        when = before - timedelta(1) if number == 3 else before + timedelta(hours=1)
+        said(session, scene.judge, each, truth(each, number + number % 3), created_at=when, run_id=scene.run.id)
+    shared[0].state, shared[1].gold, shared[1].purpose, shared[2].purpose = "withdrawn", 2, "calibration", "human_eval"
+    for row in session.scalars(select(Judgment).where(Judgment.comparison_id == shared[4].id)):
+        row.superseded_at, row.superseded_for = before, "removed"
+    session.flush()
+    people = {
+        each.id: [int(np.sign(row.preference or 0)) for row in rows]
+        for each in shared[5:]
+        if (rows := list(session.scalars(select(Judgment).where(Judgment.comparison_id == each.id))))
+    }
+    assert len(people) == 27
+    judged = queries.verdicts(session, scene.judge.id, scene.rubric.id)
+    expected = agreement(judged, people | {shared[1].id: [1]})
+    assert expected is not None
+    found = queries.agreement_since(session, scene.judge.id, scene.rubric.id, before)
+    assert found == (pytest.approx(expected[0]), expected[1])
+    assert expected[1] == 28

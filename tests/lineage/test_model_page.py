@@ -8,6 +8,7 @@ from bs4 import BeautifulSoup
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
+from app.lineage import queries
 from app.lineage.views import tables
 from app.models import ModelVersion, Project
 from tests import factories
@@ -159,3 +160,23 @@ def test_a_reward_model_says_what_it_stands_on_and_how_its_accuracy_was_measured
     assert "Accuracy is cross-fitted over 4 members" in shown
     assert "disagree by 0.31 standard deviations" in shown
     assert learned in shown
+
+
+def test_the_list_is_read_in_pages(
+    sign_in: Callable[..., SignedIn], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "PAGE", 2)
+    project = factories.project(session)
+    made = [factories.model(session, project, name=f"model-{n}").id for n in range(5)]
+    session.commit()
+    client, address, seen = sign_in("operator"), f"/projects/{project.slug}/models", list[int]()
+    while address:
+        soup = BeautifulSoup(client.get(address).text, "html.parser")
+        links = (row.select_one("th[scope=row] a") for row in soup.select("tbody tr"))
+        page = [int(str(link["href"]).rsplit("/", 1)[1]) for link in links if link]
+        assert len(page) <= 2
+        seen += page
+        older = soup.select_one("a[rel=next]")
+        address = str(older["href"]) if older else ""
+    assert [id_ for id_ in seen if id_ in made] == made[::-1]
+    assert len(seen) == len(set(seen))

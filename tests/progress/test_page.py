@@ -286,7 +286,10 @@ def test_rewards_kl_and_win_rates_stand_on_one_axis(sign_in: SignIn, session: Se
     judge(session, project, first, [1] * 9 + [-1] * 3)
     judge(session, project, second, [1] * 4)  # too few to draw
     session.commit()
-    chart = views.over_rounds(outcomes.progress(session, project).rows)
+    found = outcomes.progress(session, project)
+    assert outcomes.progress(session, project, slices=False) == (found.rows, {})  # what files over all prompts read
+    assert found.slices
+    chart = views.over_rounds(found.rows)
     reward, kl, won = chart.panels
     assert [(each.label, each.points) for each in reward.series] == [
         ("previous policy", [(1, 0.5), (2, 0.5)]),

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from app.models import DemonstrationTask, Project, Prompt
+from app.models import Comparison, DemonstrationTask, Project, Prompt
+from app.prompts import queries
 from tests import factories
 from tests.conftest import SignedIn
 from tests.demonstrations.desk import task
@@ -91,3 +93,17 @@ def test_retiring_and_bringing_back(sign_in: SignIn, session: Session, project: 
     # What was withdrawn with all that its author wrote stays so.
     assert "Bring back" not in admin.get(f"{URL}/{gone.id}").text
     assert admin.post(f"{URL}/{gone.id}/bring-back", {"split": "train"}).status_code == 409
+
+
+def test_a_prompt_that_is_retired_holds_up_nobody_who_refers_to_its_comparisons(
+    session: Session, engine: Engine, project: Project
+) -> None:
+    """Storing a lease or a repeat makes the database look the comparison up, against the order of locks."""
+    row = factories.comparison(session, project)
+    session.commit()
+    with engine.connect() as other:
+        assert queries.close(session, row.prompt_id) == 1
+        found = (
+            select(Comparison.id).where(Comparison.id == row.id).with_for_update(read=True, key_share=True, nowait=True)
+        )
+        assert other.scalar(found) == row.id

@@ -4,8 +4,10 @@ import ipaddress
 import json
 import random
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from threading import Event
+from threading import Event, Lock, Timer
 from time import time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +20,9 @@ CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 60.0  # also of one that the endpoint asks for
 MOST_BYTES = 4 << 20  # of an answer
 SHOWN = 300  # characters of what an endpoint said that a page shows
+MOST_TOKENS = 2**30 - 1  # of an answer: those of both orders fit a column together
+# Metadata services of clouds hand out credentials. Most are at link-local addresses; these are not.
+METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")))
 
 
 class Reply(NamedTuple):
@@ -40,6 +45,9 @@ class Halted(Exception):
 
 class Endpoint:
     """A judge's endpoint. One instance serves several threads.
+
+    Each request has a connection of its own. Its address is checked before anything is sent, because a name can lead
+    elsewhere than a moment ago. The whole answer has to arrive within `timeout`, however slowly its bytes come.
 
     Args:
         hosts: where judges may be; empty: anywhere.
@@ -68,11 +76,20 @@ class Endpoint:
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             follow_redirects=False,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
         )
         self._timeout = timeout
+        self._lines: set[_Line] = set()
+        self._changing = Lock()
 
     def close(self) -> None:
+        """Cuts what is under way, so that no thread goes on waiting."""
+        self.halt.set()
+        with self._changing:
+            under_way = list(self._lines)
+        for line in under_way:
+            line.cut()
         self._client.close()
 
     def check(self) -> None:
@@ -94,10 +111,7 @@ class Endpoint:
         except (OSError, UnicodeError) as error:
             raise Unavailable(f"The host {host} is not known: {error}.", "Check the judge's address.") from error
         for each in found:
-            address = ipaddress.ip_address(str(each).partition("%")[0])
-            mapped = getattr(address, "ipv4_mapped", None) or address
-            if mapped.is_link_local or mapped.is_multicast or mapped.is_unspecified:
-                raise InvalidInput(f"{host} is {mapped}: no judge is at such an address.", "Check the judge's address.")
+            _refuse_address(host, str(each))
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
         """One answer.
@@ -132,14 +146,16 @@ class Endpoint:
         settings = dict(self._settings)
         try:
             status, headers, body = self._post({"model": self.model, "messages": messages, **settings})
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, _TooSlow):
             raise _Again(
                 Unavailable(
                     f"{where} did not answer within {self._timeout:g} seconds.",
                     "Allow it more time or ask it less at once, then start the run again: what was judged is kept.",
                 )
             ) from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
+            if self.halt.is_set():
+                raise Halted from None
             raise _Again(
                 Unavailable(
                     f"{where} cannot be reached: {self._shown(str(error) or type(error).__name__)}.",
@@ -171,13 +187,48 @@ class Endpoint:
         raise failed
 
     def _post(self, sent: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        with self._client.stream("POST", f"{self.url}/chat/completions", json=sent) as response:
+        with (
+            self._line() as line,
+            self._client.stream(
+                "POST", f"{self.url}/chat/completions", json=sent, extensions={"trace": line.opened}
+            ) as response,
+        ):
+            # A few compressed bytes can hold gigabytes, and nobody asked for them.
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise BadAnswer("The answer is compressed, though the request allows no compression.")
             body = bytearray()
-            for piece in response.iter_bytes():
+            for piece in response.iter_raw():
                 body += piece
                 if len(body) > MOST_BYTES:
                     raise BadAnswer(f"The answer is longer than {MOST_BYTES >> 20} MB.")
-            return response.status_code, response.headers, bytes(body)
+        return response.status_code, response.headers, bytes(body)
+
+    @contextmanager
+    def _line(self) -> Iterator["_Line"]:
+        """The connection of one request, which is cut when its time is over or the run ends.
+
+        Raises:
+            _TooSlow: its time was over.
+        """
+        line = _Line(urlsplit(self.url).hostname or "")
+        alarm = Timer(self._timeout, line.cut, (True,))
+        alarm.daemon = True
+        with self._changing:
+            self._lines.add(line)
+        alarm.start()
+        try:
+            yield line
+            if line.is_late:  # an answer without a length ends where it was cut
+                raise _TooSlow
+        except (httpx.TransportError, OSError):
+            if line.is_late:
+                raise _TooSlow from None
+            raise
+        finally:
+            alarm.cancel()
+            with self._changing:
+                self._lines.discard(line)
+            line.close()
 
     def _without(self, said: str, sent: dict[str, Any]) -> bool:
         """Whether to ask again without a setting that the endpoint does not take: newer models take others."""
@@ -199,16 +250,16 @@ class Endpoint:
             if not isinstance(content, str):
                 raise TypeError("its content is not a text")
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            if min(tokens) < 0 or max(tokens) >= 2**31:
+            if min(tokens) < 0 or max(tokens) > MOST_TOKENS:
                 raise ValueError("its counts of tokens are none")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            model = self._shown(said.get("model") or "")
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadAnswer(
                 f"The answer is no chat completion ({self._shown(f'{type(error).__name__}: {error}')}): "
                 f"{self._shown(body[:2000].decode(errors='replace'))}"
             ) from error
         # JSON may hold halves of surrogate pairs and NUL, which the database does not take.
-        text = content.replace("\0", "").encode(errors="replace").decode()
-        model = self._shown(said.get("model") or "")
+        text = self._without_key(content.replace("\0", "").encode(errors="replace").decode())
         return Reply(text, model, tokens[0], tokens[1], choice.get("finish_reason") == "length")
 
     def _said(self, body: bytes) -> str:
@@ -217,15 +268,69 @@ class Endpoint:
             said = json.loads(body)
             error = said.get("error", said) if isinstance(said, dict) else said
             said = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
+            return self._shown(said) or "nothing more"
         except (ValueError, RecursionError):
-            said = body[:2000].decode(errors="replace")
-        return self._shown(said) or "nothing more"
+            return self._shown(body[:2000].decode(errors="replace")) or "nothing more"
 
     def _shown(self, said: Any) -> str:
         """At most so many characters, as a page can show them; some endpoints quote the key that they refuse."""
-        text = str(said).replace(self._key, "...") if self._key else str(said)
-        text = text.encode(errors="replace").decode()
+        text = self._without_key(str(said)).encode(errors="replace").decode()
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN]
+
+    def _without_key(self, said: str) -> str:
+        return said.replace(self._key, "...") if self._key else said
+
+
+class _Line:
+    """The connection of one request. It is cut through a copy of its socket: TLS takes the socket itself over."""
+
+    def __init__(self, host: str) -> None:
+        self.is_late = False
+        self._host, self._is_cut = host, False
+        self._changing = Lock()
+        self._socket: socket.socket | None = None
+
+    def opened(self, event: str, info: dict[str, Any]) -> None:
+        """What httpx calls at each step of a request; here when the connection stands and before anything is sent.
+
+        Raises:
+            InvalidInput: no judge is at the address that it leads to.
+        """
+        if not event.endswith("connection.connect_tcp.complete"):
+            return
+        stream = info["return_value"]
+        _refuse_address(self._host, str(stream.get_extra_info("server_addr")[0]))
+        with self._changing:
+            self._socket = stream.get_extra_info("socket").dup()
+            self._shut()
+
+    def cut(self, is_late: bool = False) -> None:
+        with self._changing:
+            self.is_late, self._is_cut = self.is_late or is_late, True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._is_cut and self._socket is not None:
+            with suppress(OSError):  # the other side was quicker
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._changing:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+def _refuse_address(host: str, at: str) -> None:
+    """Raises InvalidInput for addresses at which no judge is."""
+    address = ipaddress.ip_address(at.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    if mapped.is_link_local or mapped.is_multicast or mapped.is_unspecified or mapped in METADATA:
+        raise InvalidInput(f"{host} is {mapped}: no judge is at such an address.", "Check the judge's address.")
+
+
+class _TooSlow(Exception):
+    """The answer was not there in time."""
 
 
 class _Again(Exception):

@@ -58,9 +58,10 @@ def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
             error = str(problem)
             break
         replies.append(reply)
-        side = verdict_in(reply.text, swapped=swapped)
+        # The verdict ends an answer. Before a cut there may be one that the judge quoted from a response.
+        side = None if reply.is_cut else verdict_in(reply.text, swapped=swapped)
         if side is None:
-            where = "The answer was cut before its verdict" if reply.is_cut else "The answer holds no verdict"
+            where = "The answer was cut before its end" if reply.is_cut else "The answer holds no verdict"
             error = f"{where}: {' '.join(reply.text.split())[-200:] or '(nothing)'}"
             break
         sides.append(side)
@@ -88,7 +89,10 @@ class JudgeRunner(Runner):
         try:
             judge, endpoint = patiently(lambda: self._endpoint(spec, halt))
             endpoint.check()
-            result = self._test(spec, endpoint) if spec.rubric is None else self._judge(spec, judge, endpoint, recorder)
+            if spec.rubric is None:
+                result = self._test(spec, endpoint, recorder)
+            else:
+                result = self._judge(spec, judge, endpoint, recorder)
         except PrefloopError as error:
             if spec.rubric is None:
                 self._tested(spec, str(error), None)
@@ -115,7 +119,7 @@ class JudgeRunner(Runner):
         endpoint = Endpoint(
             spec.url,
             spec.model,
-            key_of(self.settings.signing_key, judge),
+            key_of(self.settings.signing_key, judge, self.settings.allowed_judge_hosts),
             timeout=judge.timeout_seconds,
             retries=judge.retries,
             max_tokens=spec.max_tokens,
@@ -126,8 +130,14 @@ class JudgeRunner(Runner):
 
     # ---- a test
 
-    def _test(self, spec: JudgeSpec, endpoint: Endpoint) -> dict[str, Any]:
-        judged = judge_one(endpoint, TEST_RUBRIC, TEST_CARD)
+    def _test(self, spec: JudgeSpec, endpoint: Endpoint, recorder: RunRecorder) -> dict[str, Any]:
+        # In a thread, as comparisons are asked about: a silent endpoint holds up neither a cancel nor other judges.
+        pool = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        asked = pool.submit(judge_one, endpoint, TEST_RUBRIC, TEST_CARD)
+        pool.shutdown(wait=False)
+        while not wait([asked], timeout=0.5).done:
+            recorder.progress(0, 1, "endpoint tested")
+        judged = asked.result()
         if judged.error is not None:
             raise Unavailable(judged.error, "Choose a model that follows the form of the answer, or allow more tokens.")
         self._tested(spec, None, judged.replies[-1].model)
