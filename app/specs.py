@@ -10,7 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 RunKind = Literal[
-    "freeze", "sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate", "judge"
+    "freeze",
+    "sample",
+    "sft",
+    "reward",
+    "dpo",
+    "on_policy_dpo",
+    "best_of_n",
+    "ppo",
+    "rloo",
+    "grpo",
+    "evaluate",
+    "judge",
+    "revise",
 ]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -467,6 +479,26 @@ class JudgeSpec(Spec):
     max_tokens: int = Field(512, ge=1)
 
 
+class ReviseSpec(Spec):
+    """Ask an AI critic for a critique and a revision of answers, each under a principle drawn for it.
+
+    The critic is an AI judge's endpoint; its key is read when the run begins, never stored.
+    """
+
+    kind: Literal["revise"] = "revise"
+    judge: int
+    url: str
+    model: str
+    rubric: int = Field(description="id of the version whose principles are drawn")
+    prompt_version: int = Field(description="app.domain.constitution.PROMPT_VERSION")
+    completions: tuple[int, ...] = Field(description="the answers, in this order; those with an outcome are left out")
+    candidates: bool = Field(description="a revision is compared with its original by labelers")
+    demonstrations: bool = Field(description="a revision is proposed as a demonstration, and waits for review")
+    longest: int = Field(ge=1, description="characters of a revision, at most")
+    max_tokens: int = Field(512, ge=1)
+    seed: Seed = 0
+
+
 RunSpec = Annotated[
     FreezeSpec
     | SampleSpec
@@ -479,7 +511,8 @@ RunSpec = Annotated[
     | RLOOSpec
     | GRPOSpec
     | EvaluateSpec
-    | JudgeSpec,
+    | JudgeSpec
+    | ReviseSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)

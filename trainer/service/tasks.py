@@ -28,6 +28,7 @@ from app.specs import (
     JudgeSpec,
     OnPolicyDPOSpec,
     PPOSpec,
+    ReviseSpec,
     RewardSpec,
     RLOOSpec,
     RunSpec,
@@ -181,7 +182,7 @@ class Runner:
                 result = self._sample(spec, recorder)
             case FreezeSpec():
                 return self._freeze(recorder)
-            case JudgeSpec():
+            case JudgeSpec() | ReviseSpec():
                 raise AssertionError("trainer.service.judging runs these")
             case EvaluateSpec():
                 result = evaluate.evaluate(
