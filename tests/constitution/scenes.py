@@ -44,3 +44,28 @@ class Scene:
         """By original."""
         self.session.expire_all()
         return {row.completion_id: row for row in self.session.scalars(select(AIRevision))}
+
+
+def revised(session: Session, project: Project, critic: Judge, rubric_id: int, n: int = 1) -> Run:
+    """A run that is done: of every five answers one was left unchanged and one failed."""
+    spec = {"kind": "revise", "judge": critic.id, "model": critic.model, "seed": 7, "completions": list(range(n))}
+    spec |= {"candidates": True, "demonstrations": True}
+    run = factories.run(session, project, "revise", spec=spec, state="succeeded")
+    for i in range(n):
+        prompt = factories.prompt(session, project, f"Question {i}? " + "Say more about it. " * (i % 3 * 20))
+        original = factories.completion(
+            session, prompt, "It is like *this*.\n" * (1 + i % 4), run_id=run.id, sample_index=1
+        )
+        about = {"run_id": run.id, "judge_id": critic.id, "rubric_id": rubric_id, "completion_id": original.id}
+        about |= {"principle": PRINCIPLES[i % 3], "critique": "It says too much. " * 9, "prompt_tokens": 200}
+        about |= {"completion_tokens": 20, "ms": 900, "cost": 0.0001}
+        if i % 5 == 3:
+            session.add(AIRevision(**about, outcome="unchanged"))
+        elif i % 5 == 4:
+            session.add(AIRevision(**about, outcome="failed", error="The revision is empty"))
+        else:
+            text = "It is so.\n" * (1 + i % 3)
+            written = factories.demonstration(session, prompt, text, state="pending", ai_revised=True)
+            session.add(AIRevision(**about, outcome="revised", text=text, demonstration_id=written.id))
+    session.flush()
+    return run
