@@ -465,6 +465,17 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
 
 
+class SuitesSpec(Spec):
+    """A policy takes suites by itself, outside any round. model: its id in the database."""
+
+    kind: Literal["suites"] = "suites"
+    model: int
+    policy: ModelRef
+    suites: tuple[SuiteRef, ...] = Field(min_length=1)
+    generation: Generation = Generation(samples_per_prompt=1)
+    max_length: int = Field(1024, ge=16)
+
+
 class JudgeSpec(Spec):
     """Ask an AI judge about comparisons, each in both orders. Its key is read when the run begins, never stored."""
 
@@ -512,7 +523,8 @@ RunSpec = Annotated[
     | GRPOSpec
     | EvaluateSpec
     | JudgeSpec
-    | ReviseSpec,
+    | ReviseSpec
+    | SuitesSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)

@@ -180,6 +180,8 @@ WHO = {
     "GET ~/suites": "ao",
     "POST ~/suites": "o",
     "GET ~/suites/new": "o",
+    "POST ~/suites/run": "o",
+    "POST ~/suites/run/{demand_id}/cancel": "o",
     "POST ~/suites/starters": "o",
     "POST ~/suites/red-team": "o",
     "GET ~/suites/{suite_id}": "ao",

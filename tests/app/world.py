@@ -131,6 +131,9 @@ def build(session: Session, artifacts: Path) -> World:
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
     turn.comparison_id = comparison.id
     suite = _suite(session, project, round_, admin, artifacts)
+    demanded = factories.run(
+        *(session, project, "suites"), state="failed", error=HOSTILE, spec={"model": model, "suites": []}
+    )
     judge, _ = _judge(session, project, comparison, admin, labeler)
     revising = _revised(session, project, judge, prompt, model, rubric.id)
     audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
@@ -167,6 +170,7 @@ def build(session: Session, artifacts: Path) -> World:
         "suite_id": suite.id,
         "judge_id": judge.id,
         "constitution_id": revising.id,
+        "demand_id": demanded.id,
     }
     return World(project, labeler, values)
 
