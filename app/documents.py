@@ -28,6 +28,8 @@ MAX_FLAGS = 12
 MAX_EXAMPLES = 30
 MAX_EXAMPLES_LENGTH = 100_000
 MAX_QUIZ_ITEMS = 50
+MAX_PRINCIPLES = 30
+MAX_PRINCIPLE = 1_000
 
 
 class Document(BaseModel):
@@ -70,6 +72,12 @@ class QuizItem(Document):
     feedback: Reason = Field(description="shown after the answer, right or wrong")
 
 
+class Principle(Document):
+    """A principle of the constitution: an AI critic criticises and revises answers under it."""
+
+    text: Annotated[str, StringConstraints(strip_whitespace=True, pattern=VISIBLE, max_length=MAX_PRINCIPLE)]
+
+
 DEFAULT_ASPECTS = (
     Aspect(name="factuality", question="Which is more accurate?"),
     Aspect(name="style", question="Which is better written?"),
@@ -97,6 +105,7 @@ class RubricContent(Document):
     flags: tuple[Flag, ...] = Field(DEFAULT_FLAGS, max_length=MAX_FLAGS)
     examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
     quiz: tuple[QuizItem, ...] = Field((), max_length=MAX_QUIZ_ITEMS)
+    principles: tuple[Principle, ...] = Field((), max_length=MAX_PRINCIPLES)
 
     @field_validator("guideline")
     @classmethod

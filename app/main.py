@@ -30,6 +30,7 @@ from app.automatic.routes import router as automatic
 from app.cache import Cache
 from app.calibration.routes import router as calibration
 from app.comparisons.routes import router as comparisons
+from app.constitution.routes import router as constitution
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
@@ -84,6 +85,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     monitors,
     suites,
     judges,
+    constitution,
     playground,
     lineage,
     leaderboard,

@@ -14,6 +14,7 @@ QUEUE = "runs"
 JUDGING = "judging"
 RUN_TASK = "run"
 JUDGE_TASK = "judge"
+ASKING = ("judge", "revise")  # runs that only ask an endpoint
 # Somebody sits in front of these runs and waits; a queued stage of a round can wait.
 GO_AHEAD = ("red_team", "playground")
 
@@ -35,11 +36,11 @@ def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
     session.flush()
     kind = session.scalar(select(Run.kind).where(Run.id == run_id))
     job = Job(
-        queue=JUDGING if kind == "judge" else QUEUE,
+        queue=JUDGING if kind in ASKING else QUEUE,
         priority=int(ahead and kind in GO_AHEAD),
         lock=f"run:{run_id}",
         queueing_lock=None,
-        task_name=JUDGE_TASK if kind == "judge" else RUN_TASK,
+        task_name=JUDGE_TASK if kind in ASKING else RUN_TASK,
         task_kwargs={"run_id": run_id},
     )
     enqueued = _manager.defer_job(job, connection=connection)

@@ -61,6 +61,9 @@ class PairRow(Spec):
         "people", description="who judged it; ai: admitted AI judges, and nobody else"
     )
     judges: tuple[int, ...] = Field((), description="ids of the judges' judgments behind it, where source is ai")
+    ai_revised: tuple[Literal["a", "b"], ...] = Field(
+        (), description="responses that are an AI critic's revision of a policy's answer"
+    )
     split: Literal["train", "heldout"]
     slices: dict[str, str] = Field(default_factory=dict)
 
@@ -87,6 +90,7 @@ class DemonstrationRow(Spec):
     id: int
     messages: tuple[dict[str, str], ...]
     response: str
+    ai_revised: bool = Field(False, description="an AI critic's revision of a policy's answer, which a person approved")
     weight: Weight = 1.0
     split: Literal["train", "heldout"] = "train"
     slices: dict[str, str] = Field(default_factory=dict)
@@ -98,6 +102,7 @@ class ThumbRow(Spec):
     id: int
     messages: tuple[dict[str, str], ...]
     response: str
+    ai_revised: bool = Field(False, description="an AI critic's revision of a policy's answer")
     liked: bool
     weight: Weight = 1.0
     slices: dict[str, str] = Field(default_factory=dict)

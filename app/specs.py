@@ -10,7 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 RunKind = Literal[
-    "freeze", "sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate", "judge"
+    "freeze",
+    "sample",
+    "sft",
+    "reward",
+    "dpo",
+    "on_policy_dpo",
+    "best_of_n",
+    "ppo",
+    "rloo",
+    "grpo",
+    "evaluate",
+    "judge",
+    "revise",
 ]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -453,6 +465,17 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
 
 
+class SuitesSpec(Spec):
+    """A policy takes suites by itself, outside any round. model: its id in the database."""
+
+    kind: Literal["suites"] = "suites"
+    model: int
+    policy: ModelRef
+    suites: tuple[SuiteRef, ...] = Field(min_length=1)
+    generation: Generation = Generation(samples_per_prompt=1)
+    max_length: int = Field(1024, ge=16)
+
+
 class JudgeSpec(Spec):
     """Ask an AI judge about comparisons, each in both orders. Its key is read when the run begins, never stored."""
 
@@ -467,6 +490,26 @@ class JudgeSpec(Spec):
     max_tokens: int = Field(512, ge=1)
 
 
+class ReviseSpec(Spec):
+    """Ask an AI critic for a critique and a revision of answers, each under a principle drawn for it.
+
+    The critic is an AI judge's endpoint; its key is read when the run begins, never stored.
+    """
+
+    kind: Literal["revise"] = "revise"
+    judge: int
+    url: str
+    model: str
+    rubric: int = Field(description="id of the version whose principles are drawn")
+    prompt_version: int = Field(description="app.domain.constitution.PROMPT_VERSION")
+    completions: tuple[int, ...] = Field(description="the answers, in this order; those with an outcome are left out")
+    candidates: bool = Field(description="a revision is compared with its original by labelers")
+    demonstrations: bool = Field(description="a revision is proposed as a demonstration, and waits for review")
+    longest: int = Field(ge=1, description="characters of a revision, at most")
+    max_tokens: int = Field(512, ge=1)
+    seed: Seed = 0
+
+
 RunSpec = Annotated[
     FreezeSpec
     | SampleSpec
@@ -479,7 +522,9 @@ RunSpec = Annotated[
     | RLOOSpec
     | GRPOSpec
     | EvaluateSpec
-    | JudgeSpec,
+    | JudgeSpec
+    | ReviseSpec
+    | SuitesSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)

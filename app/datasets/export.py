@@ -94,9 +94,10 @@ def write_preferences(
     """
     totals = queries.export_totals(session, project.id, split)
     counts = ExportCounts(undecided=totals.undecided, evaluating=totals.evaluating)
+    marked = queries.has_ai_revised(session, project.id)
     with replacing(path) as handle:
         for n, row in enumerate(queries.export_rows(session, project.id, split), 1):
-            line = preference_line(row, columns)
+            line = preference_line(row, columns, marked=marked)
             if line is None:
                 counts.ties += 1
             else:
@@ -121,12 +122,15 @@ def write_demonstrations(
     The columns ids (demonstration and prompt) and slices apply. Errors as for `write_preferences`.
     """
     total, n = queries.demonstrations(session, project.id).get("approved", 0), 0
+    marked = queries.has_ai_revised(session, project.id)
     with replacing(path) as handle:
         for n, row in enumerate(queries.exported_demonstrations(session, project.id, split), 1):
             line: dict[str, Any] = {
                 "prompt": row.messages,
                 "completion": [{"role": "assistant", "content": row.text}],
             }
+            if marked:
+                line["ai_revised"] = row.ai_revised
             if "ids" in columns:
                 line |= {"demonstration_id": row.demonstration_id, "prompt_id": row.prompt_id}
             if "slices" in columns:
@@ -153,6 +157,7 @@ def write_thumbs(
     slices apply. Errors as for `write_preferences`.
     """
     counts = ThumbCounts()
+    marked = queries.has_ai_revised(session, project.id)
     with replacing(path) as handle:
         for row in queries.exported_thumbs(session, project.id, split):
             label = thumbs.liked(row.up, row.down)
@@ -164,6 +169,8 @@ def write_thumbs(
                 "completion": [{"role": "assistant", "content": row.text}],
                 "label": label,
             }
+            if marked:
+                line["ai_revised"] = row.ai_revised
             if "ids" in columns:
                 line |= {"response_id": row.response_id, "prompt_id": row.prompt_id, "thumb_ids": row.thumb_ids}
             if "slices" in columns:
@@ -181,8 +188,12 @@ def _slices(row: ExportRow | ExportedDemonstration | ExportedThumb) -> dict[str,
     return dict.fromkeys(slices.NAMES, "") | tags
 
 
-def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """Return the exported object of a comparison; None for a tie."""
+def preference_line(row: ExportRow, columns: tuple[str, ...] = (), *, marked: bool = False) -> dict[str, Any] | None:
+    """Return the exported object of a comparison; None for a tie.
+
+    marked: the project has texts that an AI critic wrote. Then each line says which of its responses are, since
+    readers that infer a schema from the first lines fail on later keys.
+    """
     found = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
     if found is None or found.is_tie:
         return None
@@ -193,6 +204,9 @@ def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, 
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
     }
+    if marked:
+        marks = (row.ai_revised_b, row.ai_revised_a) if b_chosen else (row.ai_revised_a, row.ai_revised_b)
+        line["ai_revised"] = {(True, True): "both", (True, False): "chosen", (False, True): "rejected"}.get(marks, "")
     if "margin" in columns:
         line["margin"] = abs(found.preference)
     if "p" in columns:

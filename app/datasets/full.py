@@ -77,7 +77,7 @@ class PromptLine(Line):
 
 
 class ResponseLine(Line):
-    """source: the model's name, or where the response came from."""
+    """source: the model's name, or where the response came from. ai_revised: an AI critic's revision."""
 
     record: Literal["response"] = "response"
     number: Number
@@ -88,6 +88,7 @@ class ResponseLine(Line):
     n_tokens: Natural | None
     seed: int | None
     sampling: dict[str, Any]
+    ai_revised: bool = False
     created_at: datetime
 
 
@@ -177,6 +178,7 @@ class DemonstrationLine(Line):
     author: Number | None
     source: str
     state: Literal["pending", "approved", "rejected"]
+    ai_revised: bool = False
     rubric_version: Number | None
     response: Number | None
     duration_ms: Natural | None

@@ -76,6 +76,7 @@ def responses(session: Session, project_id: int) -> Iterator[Row]:
             Completion.n_tokens,
             Completion.seed,
             Completion.sampling,
+            Completion.ai_revised,
             Completion.created_at,
         )
         .join(Prompt, Prompt.id == Completion.prompt_id)
@@ -139,7 +140,7 @@ def judgments(session: Session, project_id: int) -> Iterator[Row]:
 
 
 def demonstrations(session: Session, project_id: int) -> Iterator[Row]:
-    same = "text written source state duration_ms review_note reviewed_at created_at"
+    same = "text written source state ai_revised duration_ms review_note reviewed_at created_at"
     found = (
         select(
             *(getattr(Demonstration, name) for name in same.split()),

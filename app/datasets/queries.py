@@ -228,6 +228,8 @@ class ExportRow(NamedTuple):
     consensus: float | None
     p_b: float | None
     p_tie: float | None
+    ai_revised_a: bool
+    ai_revised_b: bool
 
 
 AT_ONCE = 1000  # rows of an export fetched together
@@ -245,6 +247,15 @@ def _exported(project_id: int, split: str, states: Sequence[str]) -> tuple[Colum
 def _of_split(project_id: int, split: str, states: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
     wanted = (Comparison.project_id == project_id, Comparison.state.in_(states))
     return wanted if split == "all" else (*wanted, Prompt.split == split)
+
+
+def has_ai_revised(session: Session, project_id: int) -> bool:
+    """Tell whether an AI critic wrote any response or demonstration of the project."""
+    of_project = Prompt.project_id == project_id
+    response = select(Completion.id).join(Prompt, Prompt.id == Completion.prompt_id)
+    response = response.where(of_project, Completion.ai_revised).limit(1)
+    written = select(Demonstration.id).where(Demonstration.project_id == project_id, Demonstration.ai_revised).limit(1)
+    return session.scalar(response) is not None or session.scalar(written) is not None
 
 
 class ExportTotals(NamedTuple):
@@ -301,6 +312,8 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
             Comparison.consensus,
             Comparison.p_b,
             Comparison.p_tie,
+            completion_a.ai_revised,
+            completion_b.ai_revised,
         )
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(completion_a, completion_a.id == Comparison.completion_a_id)
@@ -328,6 +341,7 @@ class ExportedDemonstration(NamedTuple):
     safety_category: str | None
     split: str
     text: str
+    ai_revised: bool
 
 
 def exported_demonstrations(session: Session, project_id: int, split: str) -> Iterator[ExportedDemonstration]:
@@ -341,6 +355,7 @@ def exported_demonstrations(session: Session, project_id: int, split: str) -> It
             Prompt.safety_category,
             Prompt.split,
             Demonstration.text,
+            Demonstration.ai_revised,
         )
         .join(Prompt, Prompt.id == Demonstration.prompt_id)
         .where(Demonstration.project_id == project_id, Demonstration.state == "approved", Prompt.split != WITHDRAWN)
@@ -365,6 +380,7 @@ class ExportedThumb(NamedTuple):
     up: int
     down: int
     thumb_ids: list[int]
+    ai_revised: bool
 
 
 def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[ExportedThumb]:
@@ -394,6 +410,7 @@ def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[E
             of_response.c.up,
             of_response.c.down,
             of_response.c.ids,
+            Completion.ai_revised,
         )
         .join(of_response, of_response.c.completion_id == Completion.id)
         .join(Prompt, Prompt.id == Completion.prompt_id)

@@ -155,6 +155,7 @@ class Listed(NamedTuple):
     question: str
     excerpt: str
     is_edited: bool
+    ai_revised: bool
     author: str | None
     source: str
     review_note: str
@@ -172,6 +173,7 @@ def _listed() -> Select[Any]:
             func.left(question, EXCERPT),
             func.left(Demonstration.text, EXCERPT),
             Demonstration.written.is_not(None),
+            Demonstration.ai_revised,
             User.name,
             Demonstration.source,
             Demonstration.review_note,

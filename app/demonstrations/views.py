@@ -50,7 +50,10 @@ def changes(case: Case) -> list[Changes]:
         found.append(Changes("The reviewer's edit", diff(demonstration.written, demonstration.text)))
     if case.sample is not None:
         own = demonstration.text if demonstration.written is None else demonstration.written
-        found.append(Changes("The author's edit of the sample", diff(case.sample, own)))
+        by = "The author's edit of the sample"
+        if demonstration.ai_revised:
+            by = "The AI critic's revision of the policy's answer"
+        found.append(Changes(by, diff(case.sample, own)))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
+from sqlalchemy import exists, (
     ARRAY,
     BigInteger,
     Select,
@@ -319,8 +319,13 @@ def recent(session: Session, judge_id: int, most: int, *, failed: bool = False) 
 
 
 def unjudged() -> tuple[Any, ...]:
-    """A train comparison that no person has judged, on a train prompt."""
+    """A train comparison that no person has judged, on a train prompt.
+
+    Without those of AI revisions: a judge may have written them, and people decide on them.
+    """
+    sides = Completion.id.in_((Comparison.completion_a_id, Comparison.completion_b_id))
     return (
+        ~exists().where(sides, Completion.ai_revised),
         Comparison.purpose == "train",
         Comparison.state == "open",
         Comparison.judgment_count == 0,

@@ -71,6 +71,9 @@ def verify(
         if learned.ai_judges:
             named = ", ".join(f"{manifest.printable(name)} ({n:,})" for name, n in learned.ai_judges.items())
             typer.echo(f"It also learned from comparisons that only AI judges judged: {named}.")
+        marked = learned.ai_revised.model_dump()
+        if told := ", ".join(counted(n, kind.removesuffix("s")) for kind, n in marked.items() if n):
+            typer.echo(f"Of these, {told} show texts that an AI critic wrote.")
     if key is None:
         typer.echo("Compare the key with the one that `prefloop model key` shows where the model was made.")
 

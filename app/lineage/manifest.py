@@ -60,6 +60,12 @@ def contents(session: Session, model: ModelVersion) -> dict[str, Any]:
             "people": {f"person {count.key}": count.n for count in learned.people},
             "rubric_versions": {str(count.key): count.n for count in learned.rubrics},
             "ai_judges": {count.name: count.n for count in learned.judges},
+            "ai_revised": {
+                "comparisons": learned.ai_revised.comparisons,
+                "demonstrations": learned.ai_revised.demonstrations,
+                "thumbs": learned.ai_revised.thumbs,
+                "critics": {count.name: count.n for count in learned.ai_revised.critics},
+            },
         }
         said["reward_model"] = _model(origin.reward_model) if origin.reward_model else None
     said["comes_from"] = [_ancestor(each) for each in line]
@@ -104,6 +110,14 @@ class Named(BaseModel):
     name: str
 
 
+class AIRevised(BaseModel):
+    """What of it is about texts that AI critics wrote."""
+
+    comparisons: Annotated[int, Field(ge=0)] = 0
+    demonstrations: Annotated[int, Field(ge=0)] = 0
+    thumbs: Annotated[int, Field(ge=0)] = 0
+
+
 class Learned(BaseModel):
     """What a model learned from, as a manifest tells it.
 
@@ -116,6 +130,7 @@ class Learned(BaseModel):
     thumbs: Annotated[int, Field(ge=0)]
     people: dict[str, int]
     ai_judges: dict[str, int] = {}
+    ai_revised: AIRevised = AIRevised()
 
 
 class Manifest(BaseModel):

@@ -8,8 +8,11 @@ from sqlalchemy.orm import Session
 
 from app.judges import training_queries as judge_queries
 from app.models import (
+    AIRevision,
     Comparison,
+    Completion,
     Demonstration,
+    Judge,
     JudgeJudgment,
     Judgment,
     ModelVersion,
@@ -37,11 +40,28 @@ class Count(NamedTuple):
     n: int
 
 
+class AIRevised(NamedTuple):
+    """What a round read that an AI critic wrote: comparisons with a revision, demonstrations, and thumbs on revisions.
+
+    critics: revisions by judge, where the project still knows who made them; an import of a full export does not.
+    """
+
+    comparisons: int
+    demonstrations: int
+    thumbs: int
+    critics: list[Count]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.comparisons or self.demonstrations or self.thumbs)
+
+
 class LearnedFrom(NamedTuple):
     """What the snapshots of a model's round contain. people: most contributions first. rubrics: of its judgments, by
     version.
 
     judges: AI judges whose comparisons the round read beside people's; a comparison of several judges counts for each.
+    ai_revised: how much of all that is about texts that an AI critic wrote.
     """
 
     judgments: int
@@ -50,6 +70,7 @@ class LearnedFrom(NamedTuple):
     people: list[Count]
     rubrics: list[Count]
     judges: list[Count]  # AI judges, comparisons of each
+    ai_revised: AIRevised
 
 
 def _was_read() -> ColumnElement[bool]:
@@ -95,7 +116,50 @@ def learned_from(session: Session, round_: Round) -> LearnedFrom:
         people=[Count(*row) for row in session.execute(people)],
         rubrics=[Count(version, f"version {version}", n) for version, n in of_versions],
         judges=[Count(*row) for row in judge_queries.read_by(session, ids)],
+        ai_revised=_ai_revised(session, ids),
     )
+
+
+def _ai_revised(session: Session, snapshot_ids: Sequence[int]) -> AIRevised:
+    shown = (Comparison.completion_a_id, Comparison.completion_b_id)
+    compared = (
+        select(Comparison.id, Completion.id.label("completion"))
+        .join(SnapshotComparison, SnapshotComparison.comparison_id == Comparison.id)
+        .join(Completion, Completion.id.in_(shown))
+        .where(SnapshotComparison.snapshot_id.in_(snapshot_ids), Completion.ai_revised)
+        .cte("compared")
+    )
+    written = (
+        select(Demonstration.id)
+        .join(SnapshotDemonstration, SnapshotDemonstration.demonstration_id == Demonstration.id)
+        .where(SnapshotDemonstration.snapshot_id.in_(snapshot_ids), Demonstration.ai_revised)
+        .cte("written")
+    )
+    liked = (
+        select(Thumb.id)
+        .join(SnapshotThumb, SnapshotThumb.thumb_id == Thumb.id)
+        .join(Completion, Completion.id == Thumb.completion_id)
+        .where(SnapshotThumb.snapshot_id.in_(snapshot_ids), Completion.ai_revised)
+        .cte("liked")
+    )
+    counts = select(
+        select(func.count(compared.c.id.distinct())).scalar_subquery(),
+        select(func.count()).select_from(written).scalar_subquery(),
+        select(func.count()).select_from(liked).scalar_subquery(),
+    )
+    critics = (
+        select(Judge.id, Judge.name, func.count())
+        .join(AIRevision, AIRevision.judge_id == Judge.id)
+        .where(
+            or_(
+                AIRevision.revised_id.in_(select(compared.c.completion)),
+                AIRevision.demonstration_id.in_(select(written.c.id)),
+            )
+        )
+        .group_by(Judge.id, Judge.name)
+        .order_by(func.count().desc(), Judge.id)
+    )
+    return AIRevised(*session.execute(counts).one(), [Count(*row) for row in session.execute(critics)])
 
 
 def models_of_labeler(session: Session, project_id: int, labeler_id: int) -> Sequence[int]:

@@ -17,6 +17,7 @@ from app.models import ModelVersion, Project
 from app.render import attachment, page, redirect
 from app.rounds import service as rounds
 from app.rounds.outcomes import of_rounds
+from app.suites import queries as suite_queries
 
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
@@ -84,6 +85,7 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
         cards=[(card, card.chart and svg(card.chart)) for card in shown],
         was_policy=model.id in queries.had_policies(session, project.id) | {project.base_model_id},
         is_busy=rounds.is_busy(session, project),
+        suites=[each.suite for each in suite_queries.standing(session, project.id)] if model.role != "reward" else [],
     )
 
 

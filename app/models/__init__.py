@@ -3,6 +3,7 @@
 from app.models.agreement import AgreementTally
 from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
+from app.models.constitution import AIRevision
 from app.models.data_import import DataImport
 from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
 from app.models.judge import Judge, JudgeAdmission, JudgeJudgment, SnapshotJudgeJudgment
@@ -28,6 +29,7 @@ from app.models.thumb import Thumb
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 
 __all__ = [
+    "AIRevision",
     "Adjudication",
     "AgreementTally",
     "AuditEvent",

@@ -1,4 +1,4 @@
-"""Demonstrations: answers that people wrote or chose for the model to imitate, and the tasks to write them."""
+"""Demonstrations: answers that people wrote or approved for the model to imitate, and the tasks to write them."""
 
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,8 @@ class Demonstration(Base):
     completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))  # the sample it was edited from
     duration_ms: Mapped[int | None]
     reviewer_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    # An AI critic's revision (app.models.constitution). It stays marked if a reviewer edits it.
+    ai_revised: Mapped[bool] = mapped_column(server_default="false")
     review_note: Mapped[str] = mapped_column(server_default="")
     reviewed_at: Mapped[datetime | None]
     created_at: Mapped[Now]

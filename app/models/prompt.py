@@ -59,4 +59,6 @@ class Completion(Base):
     n_tokens: Mapped[int | None]
     seed: Mapped[int | None]
     sampling: Mapped[Json] = mapped_column(server_default="{}")
+    # An AI critic's revision of a policy's answer (app.models.constitution), not an answer that a policy gave.
+    ai_revised: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[Now]

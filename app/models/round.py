@@ -10,7 +10,10 @@ from app.models.base import Base, Id, Json, Now, one_of
 ROUND_STATES = ("freezing", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
 ALGORITHMS = ("sft", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
 ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
-RUN_KINDS = ("freeze", "sample", "reward", *ALGORITHMS, "evaluate", "judge", "red_team", "playground")
+RUN_KINDS = (
+    *("freeze", "sample", "reward", *ALGORITHMS, "evaluate"),
+    *("judge", "red_team", "playground", "revise", "suites"),
+)
 RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MODEL_ROLES = ("base", "sft", "reward", "policy")
 

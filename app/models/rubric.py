@@ -32,11 +32,12 @@ class Rubric(Base):
     allow_both_bad: Mapped[bool] = mapped_column(server_default="true")
     allow_cannot_judge: Mapped[bool] = mapped_column(server_default="true")
     rationale_rule: Mapped[str] = mapped_column(server_default="optional")
-    # Lists of app.documents's Aspect, Flag, Example and QuizItem as JSON.
+    # Lists of app.documents's Aspect, Flag, Example, QuizItem and Principle as JSON.
     aspects: Mapped[list[Any]] = mapped_column(server_default="[]")
     flags: Mapped[list[Any]] = mapped_column(server_default="[]")
     examples: Mapped[list[Any]] = mapped_column(server_default="[]")
     quiz: Mapped[list[Any]] = mapped_column(server_default="[]")
+    principles: Mapped[list[Any]] = mapped_column(server_default="[]")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
     # The draft's revision goes up with every edit, so nobody overwrites an edit they have not seen.

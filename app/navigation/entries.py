@@ -95,6 +95,7 @@ GROUPS = (
             Entry("Monitors", "monitors", STAFF),
             Entry("Suites", "suites", STAFF),
             Entry("Judges", "judges", STAFF),
+            Entry("Constitution", "constitution", STAFF),
         ),
     ),
     Group(

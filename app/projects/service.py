@@ -12,7 +12,7 @@ from app.access import members
 from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.db import violates
-from app.documents import LabelingSettings, RubricContent
+from app.documents import DEFAULT_ASPECTS, LabelingSettings, Principle, RubricContent
 from app.errors import Conflict, InvalidInput
 from app.labelers import service as labelers
 from app.labeling import settling
@@ -22,6 +22,7 @@ from app.projects import queries
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
 from app.rubrics import service as rubrics
+from app.rubrics.principles import drafted
 from app.specs import Generation
 
 FIRST_GUIDELINE = """\
@@ -86,7 +87,9 @@ def create(
         if not violates(error, "uq_project_slug"):
             raise
         raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
-    rubrics.create_first(session, project, RubricContent(guideline=guideline), actor_id)
+    drafts = drafted(guideline, [aspect.question for aspect in DEFAULT_ASPECTS])
+    principles = tuple(Principle(text=text) for text in drafts)
+    rubrics.create_first(session, project, RubricContent(guideline=guideline, principles=principles), actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)
     members.first_members(session, project, actor_id)
     return project

@@ -17,6 +17,7 @@ from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
 from app.rounds.adoption import adopt, is_busy
+from app.rounds.demand import take_suites
 from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
 from app.rounds.freezing import Changed, freeze, record
@@ -76,6 +77,7 @@ __all__ = [
     "start",
     "store_samples",
     "stored_samples",
+    "take_suites",
 ]
 
 FIRST_PROMPTS = 200  # prompts sampled before the first round

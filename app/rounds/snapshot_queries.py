@@ -179,6 +179,8 @@ def comparisons(session: Session, project_id: int, ids: Sequence[int]) -> Iterat
             b.text.label("text_b"),
             func.coalesce(a.finish_reason != "length", True).label("finished_a"),
             func.coalesce(b.finish_reason != "length", True).label("finished_b"),
+            a.ai_revised.label("ai_revised_a"),
+            b.ai_revised.label("ai_revised_b"),
             Rubric.version.label("rubric_version"),
         )
         .join(Prompt, Prompt.id == Comparison.prompt_id)
@@ -233,8 +235,9 @@ def count_approved(session: Session, project_id: int) -> dict[str, int]:
 
 def demonstrations(session: Session, project_id: int, ids: Sequence[int]) -> Iterator[Any]:
     """Stream these approved demonstrations by id, with the prompt's messages and tags."""
-    columns = (Demonstration.text, Prompt.messages, Prompt.domain, Prompt.difficulty, Prompt.safety_category)
-    return _stream(session, _approved(project_id, *columns).where(_among(Demonstration.id, ids)))
+    columns = (Demonstration.text, Demonstration.ai_revised, Prompt.messages)
+    tags = (Prompt.domain, Prompt.difficulty, Prompt.safety_category)
+    return _stream(session, _approved(project_id, *columns, *tags).where(_among(Demonstration.id, ids)))
 
 
 def _given(project_id: int) -> Select[*tuple[Any, ...]]:
@@ -275,6 +278,7 @@ def thumbs(session: Session, project_id: int) -> Iterator[Any]:
         select(
             Completion.id,
             Completion.text,
+            Completion.ai_revised,
             given.c.up,
             given.c.down,
             given.c.thumbs,

@@ -74,10 +74,13 @@ def write_comparisons(
     """
     ids = found.comparison.tolist()
     aspects: Counter[str] = Counter()
+    revised = 0
 
     def rows() -> Iterator[PairRow]:
+        nonlocal revised
         for n, each in enumerate(queries.comparisons(session, project_id, ids), 1):
             row = pair_row(each)
+            revised += bool(row.ai_revised)
             if row.split == "train":
                 aspects.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
             yield row
@@ -89,6 +92,8 @@ def write_comparisons(
 
     digest, location = write_lines(store, "snapshots", rows(), compressed=True)
     said = counts(found) | ({"aspects": dict(aspects)} if aspects else {})
+    if revised:
+        said["ai_revised"] = revised
     if by_judges:
         said["ai"] = len(by_judges)
     judgments = tuple(id_ for each in by_judges for id_ in each.judgments)
@@ -111,6 +116,7 @@ def judged_row(row: Any, said: ForTraining) -> PairRow:
         p_tie=round(together.p_tie, DIGITS),
         source="ai",
         judges=tuple(sorted(said.judgments)),
+        ai_revised=_revised(row),
         rubric_version=row.rubric_version,
         split="train",
         slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.prompt_split),
@@ -145,10 +151,17 @@ def pair_row(row: Any) -> PairRow:
         ranking=row.ranking_id,
         weight=agreed.weight,
         judgments=tuple(row.judgments),
+        ai_revised=_revised(row),
         rubric_version=row.rubric_version,
         split="heldout" if row.heldout else "train",
         slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.prompt_split),
     )
+
+
+def _revised(row: Any) -> tuple[Literal["a", "b"], ...]:
+    """Return the sides whose response is an AI critic's revision."""
+    sides: tuple[tuple[Literal["a", "b"], bool], ...] = (("a", row.ai_revised_a), ("b", row.ai_revised_b))
+    return tuple(name for name, is_revised in sides if is_revised)
 
 
 def _of_aspect(said: list[int]) -> float:
@@ -180,19 +193,25 @@ def write_demonstrations(
     ]
     ids = np.sort(np.concatenate(drawn)).tolist()
 
+    revised = 0
+
     def rows() -> Iterator[DemonstrationRow]:
+        nonlocal revised
         for n, row in enumerate(queries.demonstrations(session, project_id, ids), 1):
+            revised += row.ai_revised
             yield DemonstrationRow(
                 id=row.id,
                 messages=tuple(row.messages),
                 response=row.text,
+                ai_revised=row.ai_revised,
                 split=row.split,
                 slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.split),
             )
             tick(n, len(ids), "writing demonstrations")
 
     said = demonstration_counts(Counter(row.split for row in found), reading)
-    return Written("demonstrations", ids, said, *write_lines(store, "snapshots", rows(), compressed=True))
+    digest, location = write_lines(store, "snapshots", rows(), compressed=True)
+    return Written("demonstrations", ids, said | ({"ai_revised": revised} if revised else {}), digest, location)
 
 
 def thumb_counts(up: int, down: int) -> dict[str, int]:
@@ -218,6 +237,7 @@ def write_thumbs(session: Session, store: ArtifactStore, project_id: int, tick: 
                 id=row.id,
                 messages=tuple(row.messages),
                 response=row.text,
+                ai_revised=row.ai_revised,
                 liked=is_liked,
                 slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.split),
             )

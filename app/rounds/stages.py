@@ -83,7 +83,7 @@ class Maker(NamedTuple):
         seed = run_seed(0, "outside rounds", queries.count_runs(self.session, self.project.id))
         newest = queries.newest_reward_model_id(self.session, self.project.id)
         reward = self.session.get_one(ModelVersion, newest).base if newest else None
-        max_length = _room(SampleSpec.model_fields["max_length"].default, generation)
+        max_length = room(SampleSpec.model_fields["max_length"].default, generation)
         return self._add(self._sample_spec([policy], generation, prompts, seed, reward, max_length), None)
 
     def answering_run(self, rows: Sequence[PromptRow], models: Sequence[ModelVersion], kind: str) -> Run:
@@ -116,7 +116,7 @@ class Maker(NamedTuple):
             {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, round_.reference_id},
         )
         before, reference = ref(models[round_.policy_before_id]), ref(models[round_.reference_id])
-        max_length = _room(config.max_length, config.generation)
+        max_length = room(config.max_length, config.generation)
         seed = run_seed(config.seed, kind, round_.number)
 
         if kind == "reward":
@@ -301,7 +301,7 @@ def sample_by(run: Run, server: SamplingServer | None) -> None:
     run.spec = run.spec | {"servers": servers}
 
 
-def _room(max_length: int, generation: Generation) -> int:
+def room(max_length: int, generation: Generation) -> int:
     """Return a sequence length with room for the longest response. Otherwise the round would drop rows
     and fail later."""
     return max(max_length, generation.max_new_tokens + PROMPT_ROOM)

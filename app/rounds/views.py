@@ -299,12 +299,14 @@ class Page(NamedTuple):
 
 def reads(algorithm: str, counts: dict[str, Any]) -> str:
     """Say what a round trains on from a snapshot's counts: `300 new + 120 earlier comparisons`."""
+    revised = f", {counts['ai_revised']:,} of them with AI revisions" if counts.get("ai_revised") else ""
     if algorithm == "sft":
-        return f"{counts['train']:,} demonstrations"
+        return f"{counts['train']:,} demonstrations{revised}"
     earlier = sum(counts.get("earlier", {}).values())
     new = counts.get("new", counts["train"])
     by_judges = f" by people, {counts['ai']:,} more by AI judges" if counts.get("ai") else ""
-    return (f"{new:,} new + {earlier:,} earlier comparisons" if earlier else f"{new:,} comparisons") + by_judges
+    read = f"{new:,} new + {earlier:,} earlier comparisons" if earlier else f"{new:,} comparisons"
+    return read + revised + by_judges
 
 
 def page(session: Session, store: ArtifactStore, round_: Round) -> Page:

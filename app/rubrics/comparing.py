@@ -8,7 +8,13 @@ from app.domain import textdiff
 from app.models import Rubric
 from app.rubrics.forms import ANSWERS, ROW_KINDS, Row, RubricForm
 
-SECTIONS = {"aspects": "Aspects", "flags": "Content flags", "examples": "Worked examples", "quiz": "Quiz"}
+SECTIONS = {
+    "aspects": "Aspects",
+    "flags": "Content flags",
+    "examples": "Worked examples",
+    "quiz": "Quiz",
+    "principles": "Constitution",
+}
 
 
 class Part(NamedTuple):

@@ -5,7 +5,8 @@ They only change what is in the form; nothing is stored.
 
 from typing import NamedTuple
 
-from app.rubrics.forms import ROW_KINDS, Row, RubricForm, field_id, is_filled
+from app.documents import MAX_PRINCIPLES
+from app.rubrics.forms import ROW_KINDS, Row, RubricForm, drafted_rows, field_id, is_filled
 
 
 class Edited(NamedTuple):
@@ -19,7 +20,8 @@ class Edited(NamedTuple):
 def edit(form: RubricForm, action: str) -> Edited:
     """Apply a button of the editor. Unknown actions change nothing.
 
-    action: for example `aspects.add`, `quiz.up.2`, `flags.remove.0`, `flags.restore` or `scale.3.tie`.
+    action: for example `aspects.add`, `quiz.up.2`, `flags.remove.0`, `flags.restore`, `scale.3.tie` or
+        `principles.draft`.
     """
     match action.split("."):
         case ["scale", strengths, tie]:
@@ -27,6 +29,8 @@ def edit(form: RubricForm, action: str) -> Edited:
             return Edited(scale, "scale", f"scale-{strengths}-{tie}")
         case [kind, "add"] if kind in ROW_KINDS:
             return _insert(form, kind, len(form.rows[kind]), dict.fromkeys(ROW_KINDS[kind].fields, ""))
+        case ["principles", "draft"]:
+            return _draft(form)
         case [kind, "restore"] if kind in ROW_KINDS and form.removed[kind]:
             return _restore(form, kind)
         case [kind, verb, at] if kind in ROW_KINDS and at in map(str, range(len(form.rows[kind]))):
@@ -43,6 +47,14 @@ def _insert(form: RubricForm, kind: str, at: int, row: Row) -> Edited:
     rows = [*form.rows[kind][:at], row, *form.rows[kind][at:]]
     first_field, *_ = ROW_KINDS[kind].fields
     return Edited(_with(form, kind, rows, form.removed[kind]), kind, field_id(kind, at, first_field))
+
+
+def _draft(form: RubricForm) -> Edited:
+    """Add the principles that the rubric's criteria draft and that are not there yet, up to the limit."""
+    there = [row for row in form.rows["principles"] if is_filled(row)]
+    drafts = drafted_rows(form.guideline, [row["question"] for row in form.rows["aspects"]])
+    rows = [*there, *(row for row in drafts if row not in there)][: max(len(there), MAX_PRINCIPLES)]
+    return Edited(_with(form, "principles", rows, form.removed["principles"]), "principles", "principles-draft")
 
 
 def _remove(form: RubricForm, kind: str, at: int) -> Edited:

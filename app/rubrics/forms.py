@@ -17,11 +17,13 @@ from app.documents import (
     Document,
     Example,
     Flag,
+    Principle,
     QuizItem,
     RubricContent,
 )
 from app.errors import InvalidInput
 from app.models import Rubric
+from app.rubrics.principles import drafted
 from app.rubrics.retaking import RETAKES, Retake
 
 Row = dict[str, str]
@@ -54,6 +56,7 @@ ROW_KINDS = {
             "feedback": "explanation",
         },
     ),
+    "principles": RowKind("Principle", Principle, {"text": "text"}),
 }
 SWITCHES = ("allow_tie", "allow_both_bad", "allow_cannot_judge")
 NOTHING_REMOVED: dict[str, Row] = {kind: {} for kind in ROW_KINDS}
@@ -105,6 +108,7 @@ class RubricForm(NamedTuple):
         if rubric is None:
             begun = {"aspects": DEFAULT_ASPECTS, "flags": DEFAULT_FLAGS}
             rows = {kind: [row.model_dump() for row in begun.get(kind, ())] for kind in ROW_KINDS}
+            rows["principles"] = drafted_rows("", [aspect.question for aspect in DEFAULT_ASPECTS])
             return cls("", "3", True, True, True, "optional", rows, revision, NOTHING_REMOVED)
         return cls(
             guideline=rubric.guideline,
@@ -165,6 +169,11 @@ class RubricForm(NamedTuple):
             "rationale_rule": self.rationale_rule,
             **rows,
         }
+
+
+def drafted_rows(guideline: str, questions: Iterable[str]) -> list[Row]:
+    """Rows of principles, drafted from a rubric's criteria."""
+    return [{"text": text} for text in drafted(guideline, questions)]
 
 
 def complete(kind: str, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:

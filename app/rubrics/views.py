@@ -39,6 +39,7 @@ EDITOR: dict[str, Any] = {
         "flags": documents.MAX_FLAGS,
         "examples": documents.MAX_EXAMPLES,
         "quiz": documents.MAX_QUIZ_ITEMS,
+        "principles": documents.MAX_PRINCIPLES,
     },
 }
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, Field
 
 from app.domain.suites import Bound
-from app.form_fields import CleanLine, EmptyIsNone
+from app.form_fields import CleanLine, EmptyIsNone, Number
 
 MAX_NAME = 100
 
@@ -21,6 +21,13 @@ class GateForm(BaseModel):
 
     largest_loss: Annotated[Annotated[float, Field(ge=0, le=100)] | None, EmptyIsNone] = None
     bound: Bound = "high"
+
+
+class DemandForm(BaseModel):
+    """A policy, and one suite; without one all of them."""
+
+    model: int = Field(ge=1, lt=2**63)
+    suite: Number = None
 
 
 class StarterForm(BaseModel):

@@ -137,6 +137,52 @@ def slices_of(session: Session, run_id: int, suite_id: int) -> list[Measured]:
     return _measured(session, _results(SuiteResult.run_id == run_id, Suite.id == suite_id, SuiteResult.slice != ""))
 
 
+class OnDemand(NamedTuple):
+    """What a policy made of a version outside rounds, over all cases. `score` has the policy on both sides."""
+
+    run: Run
+    model: ModelVersion
+    version: SuiteVersion
+    score: Score
+
+
+def demand_runs(session: Session, project_id: int, most: int) -> list[Run]:
+    """Runs in which a policy takes suites outside rounds, newest first."""
+    query = select(Run).where(Run.project_id == project_id, Run.kind == "suites")
+    return list(session.scalars(query.order_by(Run.id.desc()).limit(most)))
+
+
+def demand_run(session: Session, project_id: int, run_id: int) -> Run | None:
+    query = select(Run).where(Run.id == run_id, Run.project_id == project_id, Run.kind == "suites")
+    return session.scalars(query).one_or_none()
+
+
+def on_demand(session: Session, suite_id: int, most: int) -> list[OnDemand]:
+    """What policies made of a suite outside rounds, newest first."""
+    counts = (SuiteResult.cases, SuiteResult.passed, SuiteResult.before, SuiteResult.gained, SuiteResult.lost)
+    query = (
+        select(Run, ModelVersion, SuiteVersion, *counts)
+        .join(SuiteResult, SuiteResult.run_id == Run.id)
+        .join(SuiteVersion, SuiteVersion.id == SuiteResult.version_id)
+        .join(ModelVersion, ModelVersion.id == Run.spec["model"].as_integer())
+        .where(Run.kind == "suites", SuiteVersion.suite_id == suite_id, SuiteResult.slice == "")
+        .order_by(Run.id.desc())
+        .limit(most)
+    )
+    return [OnDemand(*row[:3], Score(*row[3:])) for row in session.execute(query)]
+
+
+def policies(session: Session, project_id: int) -> list[ModelVersion]:
+    """Models that can answer, newest first."""
+    query = select(ModelVersion).where(ModelVersion.project_id == project_id, ModelVersion.role != "reward")
+    return list(session.scalars(query.order_by(ModelVersion.id.desc())))
+
+
+def policy(session: Session, project_id: int, model_id: int) -> ModelVersion | None:
+    query = select(ModelVersion).where(ModelVersion.id == model_id, ModelVersion.project_id == project_id)
+    return session.scalars(query).one_or_none()
+
+
 def newest_round(session: Session, project_id: int) -> Round | None:
     """The newest round that has run suites."""
     measured = select(Run.round_id).join(SuiteResult, SuiteResult.run_id == Run.id)

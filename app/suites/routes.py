@@ -20,8 +20,9 @@ from app.form_fields import TypedDep, not_accepted, reasons_of
 from app.limits import FORM, FormRoute
 from app.models import Project, Suite
 from app.render import page, redirect
+from app.rounds import service as rounds
 from app.suites import queries, service, views
-from app.suites.forms import MAX_NAME, GateForm, NewSuiteForm, StarterForm
+from app.suites.forms import MAX_NAME, DemandForm, GateForm, NewSuiteForm, StarterForm
 from app.suites.reading import MOST_BYTES, MOST_CASES, FileRefused, read_cases
 
 
@@ -107,6 +108,33 @@ def grow_red_team(request: Request, operator: OperatorDep, project: ProjectDep, 
     return redirect(_address(project, suite))
 
 
+@router.post("/run")
+def run_on_demand(
+    request: Request,
+    operator: OperatorDep,
+    project: ProjectDep,
+    session: SessionDep,
+    form: Annotated[DemandForm, Form()],
+) -> Response:
+    """A policy takes one suite, or all of them, outside rounds."""
+    model = queries.policy(session, project.id, form.model)
+    suite = queries.by_id(session, project.id, form.suite) if form.suite is not None else None
+    if model is None or (form.suite is not None and suite is None):
+        raise NotFound("The project has no such model or suite.", "Choose from those that the page lists.")
+    only = [suite.id] if suite else []
+    rounds.take_suites(session, request.app.state.store, project, operator, model, only)
+    return redirect(_address(project, suite) if suite else f"/projects/{project.slug}/suites")
+
+
+@router.post("/run/{demand_id}/cancel")
+def cancel_on_demand(operator: OperatorDep, project: ProjectDep, session: SessionDep, demand_id: int) -> Response:
+    run = queries.demand_run(session, project.id, demand_id) if 0 <= demand_id < 2**63 else None
+    if run is None:
+        raise NotFound("The project has no such run of suites.", "The Suites page shows the newest one.")
+    rounds.cancel_run(session, run, operator)
+    return redirect(f"/projects/{project.slug}/suites")
+
+
 @router.get("/{suite_id}")
 def show(
     request: Request,
@@ -188,8 +216,17 @@ def answers_file(
     suite: SuiteDep,
     session: SessionDep,
     number: RoundNumber = None,
+    run: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
 ) -> Response:
-    """What both policies said to each case, in a round; the newest without a number."""
+    """What both policies said to each case, in a round; the newest without a number. run: a policy's, on demand."""
+    if run is not None:
+        taken = next(
+            (each for each in queries.on_demand(session, suite.id, views.MOST_ROUNDS) if each.run.id == run), None
+        )
+        if taken is None:
+            raise NotFound("No such run has taken this suite.", "The suite's page lists those that have.")
+        content = request.app.state.store.resolve(service.answers_of(run, taken.version.id)).read_bytes()
+        return _file(content, f"{project.slug}-suite-{suite.id}-run-{run}.jsonl")
     measured = queries.of_suite(session, suite.id, views.MOST_ROUNDS)
     found = next((each for each in measured if number in (None, each.round.number)), None)
     if found is None:

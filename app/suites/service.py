@@ -218,12 +218,21 @@ def grow_red_team(session: Session, store: ArtifactStore, project: Project, oper
 # ---- what rounds ask -------------------------------------------------------------------------------------------------
 
 
-def to_run(session: Session, project_id: int) -> tuple[SuiteRef, ...]:
-    """The newest version of every suite that is not retired, for a round's evaluation."""
+def to_run(session: Session, project_id: int, only: Sequence[int] = ()) -> tuple[SuiteRef, ...]:
+    """The newest version of every suite that is not retired, for a round's evaluation.
+
+    only: ids of suites; empty: all.
+    """
     return tuple(
         SuiteRef(version=each.version.id, location=each.version.location)
         for each in queries.standing(session, project_id)
+        if not only or each.suite.id in only
     )
+
+
+def under_way(session: Session, project_id: int) -> list[Run]:
+    """Runs outside rounds in which a policy takes suites, and that have not ended."""
+    return [run for run in queries.demand_runs(session, project_id, 100) if run.state in ("queued", "running")]
 
 
 def answers_of(run_id: int, version_id: int) -> str:
@@ -317,5 +326,6 @@ __all__ = [
     "store_results",
     "to_run",
     "trained_on",
+    "under_way",
     "version_of",
 ]

@@ -11,9 +11,10 @@ from app.domain.cases import Case, wanted
 from app.domain.suites import Score, reach, score, total
 from app.domain.texts import asked_in
 from app.errors import PrefloopError
-from app.models import Project, Round, Suite, SuiteVersion
+from app.models import ModelVersion, Project, Round, Run, Suite, SuiteVersion
+from app.queue import has_worker
 from app.suites import queries, service
-from app.suites.queries import Measured, Standing, Written
+from app.suites.queries import Measured, OnDemand, Standing, Written
 from app.suites.reading import kept
 
 MOST_ROUNDS = 20
@@ -48,6 +49,7 @@ class Overview(NamedTuple):
     newest: Results | None
     held: list[str]
     attempts: int  # red-team attempts that worked
+    demand: "Demand"
 
 
 def overview(session: Session, project: Project) -> Overview:
@@ -62,7 +64,25 @@ def overview(session: Session, project: Project) -> Overview:
         newest=results(session, other) if other else None,
         held=[each.words for each in service.held_back(session, other)] if other else [],
         attempts=queries.count_attempts_that_worked(session, project.id),
+        demand=demand(session, project.id),
     )
+
+
+class Demand(NamedTuple):
+    """Runs outside rounds: the policies that can take suites, and the newest run that has not succeeded."""
+
+    policies: list[ModelVersion]
+    run: Run | None
+    model: str
+    worker: bool
+
+
+def demand(session: Session, project_id: int) -> Demand:
+    newest = queries.demand_runs(session, project_id, 1)
+    run = newest[0] if newest and newest[0].state != "succeeded" else None
+    policies = queries.policies(session, project_id)
+    name = next((each.name for each in policies if run and each.id == run.spec.get("model")), "a policy")
+    return Demand(policies, run, name, has_worker(session))
 
 
 def results(session: Session, round_: Round) -> Results:
@@ -98,6 +118,7 @@ class SuitePage(NamedTuple):
         trained_on: how many conversations of the newest version are train prompts of the project.
         reach: how far the interval of a version of this size reaches if nothing changed.
         problem: why the cases of a version cannot be read.
+        on_demand: what policies made of it outside rounds, newest first.
     """
 
     suite: Suite
@@ -113,6 +134,8 @@ class SuitePage(NamedTuple):
     trained_on: int
     reach: float
     problem: str
+    on_demand: list[OnDemand]
+    demand: Demand
 
     @property
     def newest(self) -> SuiteVersion:
@@ -179,6 +202,8 @@ def suite_page(
         trained_on=trained_on,
         reach=reach(newest.cases),
         problem=problem,
+        on_demand=queries.on_demand(session, suite.id, MOST_ROUNDS),
+        demand=demand(session, project.id),
     )
 
 

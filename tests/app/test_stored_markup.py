@@ -20,6 +20,7 @@ NO_PAGES = {
         *("data/export", "samples.jsonl", "rounds/{number}/samples.jsonl", "agreement/section"),
         *("leaderboard/figures.csv", "progress/compare.csv", "progress/files/{name}"),
         *("suites/{suite_id}/cases.jsonl", "suites/{suite_id}/answers.jsonl", "judges/{judge_id}/judgments.jsonl"),
+        "constitution/{constitution_id}/revisions.jsonl",
         *("models/{model_id}/files/{name}", "rounds/{number}/files/{name}", "monitors/figures.csv"),
         *("rounds/{number}/status", "rounds/{number}/metrics"),
     )

@@ -13,6 +13,7 @@ from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.domain.cases import case_of
 from app.models import (
+    AIRevision,
     DataImport,
     DemonstrationEvent,
     Judge,
@@ -67,6 +68,7 @@ def build(session: Session, artifacts: Path) -> World:
             {"prompt": HOSTILE, "first": HOSTILE, "second": HOSTILE, "answer": answer, "feedback": HOSTILE}
             for answer in RIGHT.values()
         ],
+        principles=[{"text": HOSTILE}],
     )
     factories.rubric(session, project, version=None, guideline=f"{HOSTILE} draft")
     take(session, project, labeler)
@@ -129,7 +131,11 @@ def build(session: Session, artifacts: Path) -> World:
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
     turn.comparison_id = comparison.id
     suite = _suite(session, project, round_, admin, artifacts)
+    demanded = factories.run(
+        *(session, project, "suites"), state="failed", error=HOSTILE, spec={"model": model, "suites": []}
+    )
     judge, _ = _judge(session, project, comparison, admin, labeler)
+    revising = _revised(session, project, judge, prompt, model, rubric.id)
     audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
     accounts.create_link(session, project_id=project.id, roles=["labeler"], created_by=admin.id, days=1)
     session.commit()
@@ -163,6 +169,8 @@ def build(session: Session, artifacts: Path) -> World:
         "turn_id": turn.id,
         "suite_id": suite.id,
         "judge_id": judge.id,
+        "constitution_id": revising.id,
+        "demand_id": demanded.id,
     }
     return World(project, labeler, values)
 
@@ -232,6 +240,33 @@ def _judge(
     session.add_all([*rows, admission])
     session.flush()
     return judge, rows[0]
+
+
+def _revised(session: Session, project: Project, judge: Judge, prompt: Any, model: int, rubric_id: int) -> Any:
+    """A constitution run that has failed after a revision, which labelers compare and an admin reviews."""
+    original = factories.completion(session, prompt, HOSTILE, model_version_id=model)
+    spec = {"kind": "revise", "judge": judge.id, "model": HOSTILE, "seed": 1, "completions": [original.id]}
+    spec |= {"candidates": True, "demonstrations": True}
+    run = factories.run(session, project, "revise", spec=spec, state="failed", error=HOSTILE)
+    revised = factories.completion(session, prompt, f"{HOSTILE} c", source=HOSTILE, ai_revised=True)
+    factories.comparison(
+        session, project, prompt=prompt, completion_a_id=original.id, completion_b_id=revised.id, state="withdrawn"
+    )
+    written = factories.demonstration(session, prompt, HOSTILE, state="pending", source=HOSTILE, ai_revised=True)
+    about = {"run_id": run.id, "judge_id": judge.id, "rubric_id": rubric_id, "principle": HOSTILE, "critique": HOSTILE}
+    other = factories.completion(session, prompt, HOSTILE, model_version_id=model)
+    session.add_all(
+        [
+            AIRevision(
+                **about | {"completion_id": original.id, "outcome": "revised", "text": HOSTILE},
+                revised_id=revised.id,
+                demonstration_id=written.id,
+            ),
+            AIRevision(**about | {"completion_id": other.id, "outcome": "failed", "error": HOSTILE}),
+        ]
+    )
+    session.flush()
+    return run
 
 
 def _suite(session: Session, project: Project, round_: Any, operator: User, artifacts: Path) -> Suite:

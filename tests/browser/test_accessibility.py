@@ -26,6 +26,7 @@ from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, wait_for_next
 from tests.browser.test_labeling_flow import ASPECTS, FLAGS, press
 from tests.browser.test_labeling_ranking import ranking
+from tests.constitution.scenes import revised
 from tests.demonstrations.desk import task
 from tests.judges import scenes
 from tests.lineage.test_model_page import REPORT
@@ -73,6 +74,7 @@ NO_PAGES = {
     f"{PROJECT}/rubric/{{form}}",
     f"{PROJECT}/samples.jsonl",
     f"{PROJECT}/judges/{{judge_id}}/judgments.jsonl",
+    f"{PROJECT}/constitution/{{constitution_id}}/revisions.jsonl",
     f"{PROJECT}/suites/{{suite_id}}/answers.jsonl",
     f"{PROJECT}/suites/{{suite_id}}/cases.jsonl",
 }
@@ -141,6 +143,7 @@ class World:
             "chat_id": self._chat(session).id,
             "suite_id": self.suite.id,
             "judge_id": self.judge.id,
+            "constitution_id": self.revising.id,
         }
         session.commit()
 
@@ -190,6 +193,7 @@ class World:
         self.judge = scenes.judge(session, project)
         shared = factories.comparison(session, project, purpose="calibration", gold=1)
         scenes.said(session, self.judge, shared, 1)
+        self.revising = revised(session, project, self.judge, self.split.rubric_id)
         beside = {"labeler": self.labeler.id, "items": 40, "judge": 0.9, "human": 0.8, "p": 0.01, "is_won": True}
         session.add(
             JudgeAdmission(

@@ -68,6 +68,11 @@ def test_nothing_a_little_and_a_lot(
     page.goto(f"{base}/suites/{safety.id}")
     take_picture(page, f"suite-many-{look}")
     assert fits(page)
+    expect(page.get_by_role("region", name="On demand").get_by_role("row")).to_have_count(3)
+    page.get_by_role("button", name="Run suite").click()
+    expect(page.get_by_text("Waiting for a worker")).to_be_visible()
+    take_picture(page, f"suite-on-demand-{look}")
+    assert fits(page)
 
 
 def measured(session: Session, store: ArtifactStore, project: Project) -> Suite:
@@ -108,6 +113,9 @@ def a_lot(session: Session, store: ArtifactStore, project: Project, operator: Us
             took(session, store, run, suite, lost=[str(1 + (number + place) % 40)], gained=[str(1 + place)])
         lost = [f"safety-{n:02d}" for n in range(1, 3 * number)]
         took(session, store, run, safety, lost=lost, text="x" * 300 + " word" * 900)
+    for _ in range(2):
+        run = factories.run(session, project, "suites", spec={"model": before}, state="succeeded")
+        took(session, store, run, safety, failed=["safety-01"])
     session.commit()
 
 

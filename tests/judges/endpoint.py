@@ -1,7 +1,8 @@
 """An endpoint that speaks OpenAI's protocol, as a process of its own: `python -m tests.judges.endpoint PORT`.
 
 It prefers the response that says "better"; between two that do or do not, it chooses what stands first, as bad judges
-do. The model's name, and words in the conversation, say what else it does.
+do. Asked for a critique and a revision, it criticises the response and adds a word to it. The model's name, and words
+in the conversation, say what else it does.
 """
 
 import asyncio
@@ -47,6 +48,8 @@ async def complete(request: Request) -> Any:
         await asyncio.sleep(0.15)
     if "long question" in text:
         return error(400, "the context is too long")
+    if "<response>" in sent["messages"][1]["content"]:
+        return revise(sent["messages"], model)
     first, second = re.findall(r"<response_[12] \w+>\n(.*?)\n</response_[12] \w+>", text, re.DOTALL)
     better = ["better" in first, "better" in second]
     said = f"Because it is.\nVerdict: {2 if better == [False, True] else 1}"
@@ -62,6 +65,34 @@ async def complete(request: Request) -> Any:
                 "finish_reason": "length" if "itself" in text else "stop",
             }
         ],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+    }
+
+
+def revise(messages: list[dict[str, str]], model: str) -> Any:
+    """A critique, or the revision after it. Words in the question and the model's name say how it fails."""
+    asked = messages[1]["content"]
+    [original] = re.findall(r"<response>\n(.*?)\n</response>", asked, re.DOTALL)
+    [principle] = re.findall(r"Principle: (.*)", asked)
+    said, finish = f"It falls short of: {principle}", "stop"
+    if len(messages) > 2:
+        assert messages[2]["role"] == "assistant"
+        said = f"Here it is.\n<revision>\n{original} Improved.\n</revision>"
+        if "repeat" in asked:
+            said = f"<revision> {original}\n</revision>"
+        if "nothing back" in asked:
+            said = "<revision></revision>"
+        if "ramble" in asked:
+            said = f"<revision>{original} {'so ' * 400}</revision>"
+        if "no end" in asked:
+            said, finish = f"<revision>{original} and", "length"
+        if model == "untagged":
+            said = f"{original} Improved."
+    elif model == "speechless":
+        said = "  "
+    return {
+        "model": f"served-{model}",
+        "choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": finish}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10},
     }
 

@@ -152,7 +152,7 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
     by_id = {row.comparison_id: row for row in rows(session)}
     assert by_id[good.id].verdict == -1
     assert by_id[mute.id].error == "The answer holds no verdict: Both are fine, I cannot say."
-    assert by_id[long.id].error == "The endpoint refuses the comparison (400): the context is too long"
+    assert by_id[long.id].error == "The endpoint refuses the question (400): the context is too long"
     assert (by_id[cut.id].error or "").startswith(
         "The answer was cut before its end: Response 1 ends with “Verdict: 1”"
     )

@@ -9,13 +9,14 @@ QUESTION = ("Capital of France?", "Paris", "Rome", "-1", "Paris is the capital."
 
 def fields(guideline: str = "Prefer *short* ones.", **values: Any) -> dict[str, Any]:
     """The editor's form. Lists of rows are given as tuples in the order of their fields; `None` leaves a field out."""
-    rows = {name: values.pop(name, ()) for name in ("flags", "examples", "quiz")}
+    rows = {name: values.pop(name, ()) for name in ("flags", "examples", "quiz", "principles")}
     rows["aspects"] = values.pop("aspects", ASPECTS)
     names = {
         "aspects": ("name", "question"),
         "flags": ("name", "label"),
         "examples": ("prompt", "better", "worse", "reason"),
         "quiz": ("prompt", "first", "second", "answer", "feedback"),
+        "principles": ("text",),
     }
     sent: dict[str, Any] = {
         "guideline": guideline,

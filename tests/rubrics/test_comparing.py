@@ -21,6 +21,7 @@ def rubric(**values: Any) -> Rubric:
         "flags": [],
         "examples": [],
         "quiz": [],
+        "principles": [],
     }
     return Rubric(**begun | values)
 

@@ -50,14 +50,16 @@ def ref(store: ArtifactStore) -> SuiteRef:
     return SuiteRef(version=7, location=keep(store, cases())[1])
 
 
-def taken(ref: SuiteRef, store: ArtifactStore, model_ref: ModelRef, batch_size: int = 8) -> list[Taken]:
+def taken(
+    ref: SuiteRef, store: ArtifactStore, model_ref: ModelRef, batch_size: int = 8, new_tokens: int = 8
+) -> list[Taken]:
     encoder = ChatEncoder(load_tokenizer(model_ref), 128)
     counted: list[int] = []
     found, tokens = Suites([ref], store).taken_by(
-        load_causal_lm(model_ref), encoder, 8, batch_size, counted.append, lambda: None
+        load_causal_lm(model_ref), encoder, new_tokens, batch_size, counted.append, lambda: None
     )
     assert sum(counted) == len(LINES)
-    assert 3 <= tokens <= 3 * 8
+    assert 3 <= tokens <= 3 * new_tokens
     return found
 
 

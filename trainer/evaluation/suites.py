@@ -156,5 +156,7 @@ def _read(store: ArtifactStore, ref: SuiteRef) -> list[Case]:
         raise InvalidInput(f"The suite {ref.location} cannot be read: {error}.", "Add the suite again.") from error
 
 
-def to_lines(answers: Sequence[SuiteAnswer]) -> str:
-    return "".join(answer.model_dump_json() + "\n" for answer in answers)
+def to_lines(answers: Sequence[SuiteAnswer], *, alone: bool = False) -> str:
+    """alone: without the fields of the policy before."""
+    left_out = {name for name in SuiteAnswer.model_fields if alone and name.endswith("_before")}
+    return "".join(answer.model_dump_json(exclude=left_out) + "\n" for answer in answers)

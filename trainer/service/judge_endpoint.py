@@ -1,4 +1,7 @@
-"""Asking an AI judge's endpoint: one chat completion at a time, repeated while that can help, every failure by name."""
+"""Asking the endpoint of an AI judge or critic: one chat completion at a time.
+
+It is repeated while that can help, and every failure has a name.
+"""
 
 import ipaddress
 import json
@@ -36,7 +39,7 @@ class Reply(NamedTuple):
 
 
 class BadAnswer(PrefloopError):
-    """The endpoint answered this comparison with something that is no verdict, or refused it. Others may do better."""
+    """The endpoint refused a question, or its answer is no chat completion. Others may do better."""
 
 
 class Halted(Exception):
@@ -150,7 +153,7 @@ class Endpoint:
             raise _Again(
                 Unavailable(
                     f"{where} did not answer within {self._timeout:g} seconds.",
-                    "Allow it more time or ask it less at once, then start the run again: what was judged is kept.",
+                    "Allow it more time or ask it less at once, then start the run again: what it answered is kept.",
                 )
             ) from None
         except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
@@ -159,7 +162,7 @@ class Endpoint:
             raise _Again(
                 Unavailable(
                     f"{where} cannot be reached: {self._shown(str(error) or type(error).__name__)}.",
-                    "Start it or correct its address, then start the run again: what was judged is kept.",
+                    "Start it or correct its address, then start the run again: what it answered is kept.",
                 )
             ) from error
         if status == 200:
@@ -168,7 +171,7 @@ class Endpoint:
         if status in (400, 422) and self._without(said, settings):
             return self._once(messages)
         if status in (400, 413, 422):
-            raise BadAnswer(f"The endpoint refuses the comparison ({status}): {said}")
+            raise BadAnswer(f"The endpoint refuses the question ({status}): {said}")
         if status in (401, 403):
             raise Unavailable(f"{where} refuses the key ({status}): {said}", "Correct the judge's key.")
         if status == 404:
@@ -179,7 +182,7 @@ class Endpoint:
         if 300 <= status < 400:
             raise Unavailable(f"{where} sends requests on to another address.", "Enter the one that answers itself.")
         failed = Unavailable(
-            f"{where} answered {status}: {said}", "Look at its log, then start the run again: what was judged is kept."
+            f"{where} answered {status}: {said}", "Look at its log, then start the run again: what it answered is kept."
         )
         if status in (408, 425, 429) or status >= 500:
             failed.retry_after = _retry_after(headers)  # type: ignore[attr-defined]

@@ -4,8 +4,7 @@ One transaction a comparison, and what is stored is not asked again: a run that 
 """
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -16,14 +15,15 @@ from app.judges import service as judges
 from app.judges.keys import key_of
 from app.models import Judge
 from app.rounds import service as rounds
-from app.specs import JudgeSpec, RunSpec
-from trainer.service.judge_endpoint import BadAnswer, Endpoint, Halted, Reply
+from app.specs import JudgeSpec, ReviseSpec, RunSpec
+from trainer.service.asking import ask_all
+from trainer.service.costs import cost
+from trainer.service.judge_endpoint import BadAnswer, Endpoint, Reply
 from trainer.service.recording import RunRecorder, patiently
+from trainer.service.revising import revise_all
 from trainer.service.tasks import Runner
 
 KEPT = 1500  # characters of an answer's end
-# So many answers in a row, from the run's first on, that cannot be read: the others could not be either.
-HOPELESS = 10
 
 TEST_RUBRIC = RubricText("Prefer the response that answers the question correctly.", True)
 TEST_CARD = Card(
@@ -77,25 +77,31 @@ class _Task(NamedTuple):
 
 
 class JudgeRunner(Runner):
-    """Executes runs of judges, one at a time, beside the worker's other runs."""
+    """Executes runs that only ask a judge's endpoint, one at a time, beside the worker's other runs.
+
+    These are runs of judges, and constitution runs, in which the judge is the critic (`trainer.service.revising`).
+    """
 
     def _tidy(self) -> None:
         """Nothing: it holds no model, and the run beside it may hold one."""
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
-        assert isinstance(spec, JudgeSpec)
+        assert isinstance(spec, JudgeSpec | ReviseSpec)
+        is_test = isinstance(spec, JudgeSpec) and spec.rubric is None
         halt = Event()
         endpoint = None
         try:
             judge, endpoint = patiently(lambda: self._endpoint(spec, halt))
             endpoint.check()
-            if spec.rubric is None:
+            if isinstance(spec, ReviseSpec):
+                result = revise_all(self.sessions, spec, judge, endpoint, recorder)
+            elif is_test:
                 result = self._test(spec, endpoint, recorder)
             else:
                 result = self._judge(spec, judge, endpoint, recorder)
         except PrefloopError as error:
-            if spec.rubric is None:
-                self._tested(spec, str(error), None)
+            if is_test:
+                self._tested(spec.judge, str(error), None)
             raise
         finally:
             halt.set()
@@ -104,13 +110,14 @@ class JudgeRunner(Runner):
 
         def finish(session: Any, run: Any) -> None:
             rounds.run_finished(session, self.store, run, result)
-            if served := queries.served_in(session, run.id):
-                session.get_one(Judge, spec.judge).served_model = served[-1]
-            judges.after_run(session, run)
+            if isinstance(spec, JudgeSpec):
+                if served := queries.served_in(session, run.id):
+                    session.get_one(Judge, spec.judge).served_model = served[-1]
+                judges.after_run(session, run)
 
         self._end(recorder, finish)
 
-    def _endpoint(self, spec: JudgeSpec, halt: Event) -> tuple[Judge, Endpoint]:
+    def _endpoint(self, spec: JudgeSpec | ReviseSpec, halt: Event) -> tuple[Judge, Endpoint]:
         with self.sessions() as session:
             judge = session.get_one(Judge, spec.judge)
             if judge.off_at is not None:
@@ -140,15 +147,15 @@ class JudgeRunner(Runner):
         judged = asked.result()
         if judged.error is not None:
             raise Unavailable(judged.error, "Choose a model that follows the form of the answer, or allow more tokens.")
-        self._tested(spec, None, judged.replies[-1].model)
+        self._tested(spec.judge, None, judged.replies[-1].model)
         said = [reply.text[-KEPT:] for reply in judged.replies]
         right = judged.first == judged.second == -1
         return {"said": said, "right": right, "ms": judged.ms, "model": judged.replies[-1].model}
 
-    def _tested(self, spec: JudgeSpec, error: str | None, served: str | None) -> None:
+    def _tested(self, judge_id: int, error: str | None, served: str | None) -> None:
         def write() -> None:
             with self.sessions.begin() as session:
-                queries.set_tested(session, spec.judge, error, served)
+                queries.set_tested(session, judge_id, error, served)
 
         patiently(write)
 
@@ -170,57 +177,20 @@ class JudgeRunner(Runner):
             return rubric, [_Task(id_, anchor, cards[id_]) for id_, anchor in wanted if id_ in cards]
 
         rubric, tasks = patiently(read)
-        total = len(spec.anchors) + len(spec.comparisons)
-        before = total - len(tasks)
-        failed = self._ask_all(judge, endpoint, rubric, rubric_id, tasks, recorder, before, total)
+        before = len(spec.anchors) + len(spec.comparisons) - len(tasks)
+        failed = ask_all(
+            endpoint,
+            tasks,
+            lambda task: judge_one(endpoint, rubric, task.card),
+            lambda task, judged: self._store(judge, rubric_id, task, judged, recorder),
+            recorder,
+            at_once=judge.concurrency,
+            before=before,
+            words="comparisons judged",
+        )
         return {"judged": len(tasks) - failed, "failed": failed, "before": before}
 
-    def _ask_all(
-        self,
-        judge: Judge,
-        endpoint: Endpoint,
-        rubric: RubricText,
-        rubric_id: int,
-        tasks: Sequence[_Task],
-        recorder: RunRecorder,
-        before: int,
-        total: int,
-    ) -> int:
-        """Asks about all of them, several at once; returns how many answers could not be read."""
-        waiting, under_way = list(tasks[::-1]), dict[Future[Judged], _Task]()
-        answered = failed = 0
-        pool = ThreadPoolExecutor(judge.concurrency, thread_name_prefix="judge")
-        try:
-            while waiting or under_way:
-                while waiting and len(under_way) < judge.concurrency:
-                    task = waiting.pop()
-                    under_way[pool.submit(judge_one, endpoint, rubric, task.card)] = task
-                recorder.progress(before + answered, total, "comparisons judged")
-                ended, _ = wait(under_way, timeout=0.5, return_when=FIRST_COMPLETED)
-                problem: Exception | None = None
-                for future in ended:
-                    task = under_way.pop(future)
-                    try:
-                        judged = future.result()
-                    except (PrefloopError, Halted) as error:
-                        problem = error  # after what has arrived with it is stored
-                        continue
-                    self._store(judge, rubric_id, task, judged, recorder)
-                    answered, failed = answered + 1, failed + (judged.error is not None)
-                    if failed == answered == HOPELESS:
-                        problem = Unavailable(
-                            f"The first {HOPELESS} answers could not be read. The last one: {judged.error}",
-                            "Choose a model that follows the form of the answer, or allow more tokens.",
-                        )
-                if problem is not None:
-                    raise problem
-            recorder.progress(total, total, "comparisons judged")
-        finally:
-            endpoint.halt.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-        return failed
-
-    def _store(self, judge: Judge, rubric_id: int, task: _Task, judged: Judged, recorder: RunRecorder) -> None:
+    def _store(self, judge: Judge, rubric_id: int, task: _Task, judged: Judged, recorder: RunRecorder) -> str | None:
         prompt_tokens = sum(reply.prompt_tokens for reply in judged.replies)
         completion_tokens = sum(reply.completion_tokens for reply in judged.replies)
         values = {
@@ -248,10 +218,4 @@ class JudgeRunner(Runner):
                 rounds.run_progressed(run)
 
         patiently(write)
-
-
-def cost(judge: Judge, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """By the operator's prices per million tokens; none where they set none."""
-    if judge.prompt_price is None and judge.completion_price is None:
-        return None
-    return (prompt_tokens * (judge.prompt_price or 0) + completion_tokens * (judge.completion_price or 0)) / 1e6
+        return judged.error

@@ -28,17 +28,20 @@ from app.specs import (
     JudgeSpec,
     OnPolicyDPOSpec,
     PPOSpec,
+    ReviseSpec,
     RewardSpec,
     RLOOSpec,
     RunSpec,
     SampleSpec,
     SFTSpec,
+    SuitesSpec,
 )
 from app.suites import service as suites
 from trainer.checkpoints import Checkpoints
 from trainer.evaluation.suites import OnSuite, to_lines
 from trainer.processes import accelerator, device_name
 from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
+from trainer.recipes import suites as suites_recipe
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
 from trainer.service.code_version import code
@@ -181,7 +184,9 @@ class Runner:
                 result = self._sample(spec, recorder)
             case FreezeSpec():
                 return self._freeze(recorder)
-            case JudgeSpec():
+            case SuitesSpec():
+                result = suites_recipe.take(spec, self.store, recorder, self._keeping(recorder, alone=True))._asdict()
+            case JudgeSpec() | ReviseSpec():
                 raise AssertionError("trainer.service.judging runs these")
             case EvaluateSpec():
                 result = evaluate.evaluate(
@@ -289,13 +294,16 @@ class Runner:
 
         return store
 
-    def _keeping(self, recorder: RunRecorder) -> OnSuite:
-        """Return a function that stores both policies' answers to a suite as an artifact of the run."""
+    def _keeping(self, recorder: RunRecorder, *, alone: bool = False) -> OnSuite:
+        """Return a function that stores both policies' answers to a suite as an artifact of the run.
+
+        alone: one policy took it, so the other's fields are left out.
+        """
 
         def keep(version: int, answers: Sequence[SuiteAnswer]) -> None:
             def write() -> None:
                 with recorder.held(), self.store.file(suites.answers_of(recorder.run_id, version)) as path:
-                    path.write_text(to_lines(answers), encoding="utf-8")
+                    path.write_text(to_lines(answers, alone=alone), encoding="utf-8")
 
             patiently(write)
 

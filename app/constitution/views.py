@@ -1,0 +1,108 @@
+"""What the pages of constitution runs show."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.access import gate_queries
+from app.constitution import queries
+from app.constitution.queries import Shown, Totals
+from app.domain.textdiff import Line, diff
+from app.models import Judge, Project, Rubric, Run
+from app.queue import has_worker
+
+MOST_RUNS = 20
+A_PAGE = 20  # revisions
+ACTIVE = ("queued", "running")
+
+
+class Row(NamedTuple):
+    """A run in the list. totals: none before its first outcome."""
+
+    run: Run
+    critic: str
+    totals: Totals | None
+
+
+class Overview(NamedTuple):
+    """The constitution and its runs. answered: train prompts that the current policy has answered."""
+
+    rubric: Rubric | None
+    critics: list[Judge]
+    domains: list[str]
+    answered: int
+    rows: list[Row]
+    worker: bool
+
+    @property
+    def under_way(self) -> bool:
+        return any(row.run.state in ACTIVE for row in self.rows)
+
+
+def overview(session: Session, project: Project) -> Overview:
+    return Overview(
+        rubric=gate_queries.newest_rubric(session, project.id),
+        critics=queries.critics(session, project.id),
+        domains=queries.domains(session, project.id),
+        answered=queries.count_originals(session, project),
+        rows=_rows(session, queries.runs(session, project.id, MOST_RUNS)),
+        worker=has_worker(session),
+    )
+
+
+def _rows(session: Session, runs: Sequence[Run]) -> list[Row]:
+    names = queries.judge_names(session, [run.spec.get("judge", 0) for run in runs])
+    totals = queries.totals(session, [run.id for run in runs])
+    return [Row(run, names.get(run.spec.get("judge", 0), "?"), totals.get(run.id)) for run in runs]
+
+
+class Case(NamedTuple):
+    """A revision, and how its text differs from the original's."""
+
+    shown: Shown
+    lines: list[Line]
+
+
+class RunPage(NamedTuple):
+    """following: the `after` of the next page; none at the end."""
+
+    row: Row
+    cases: list[Case]
+    following: int | None
+    worker: bool
+
+
+def run_page(session: Session, run: Run, after: int) -> RunPage:
+    found = queries.revisions(session, run.id, after, A_PAGE + 1)
+    cases = [Case(each, diff(each.original, each.revision.text) if each.revision.text else []) for each in found]
+    following = found[A_PAGE - 1].revision.id if len(found) > A_PAGE else None
+    return RunPage(_rows(session, [run])[0], cases[:A_PAGE], following, has_worker(session))
+
+
+def export_lines(session: Session, run: Run) -> Sequence[dict[str, Any]]:
+    """All that a run stored, a line an answer, marked as an AI's."""
+    [row] = _rows(session, [run])
+    lines = []
+    for each in queries.revisions(session, run.id, 0, len(run.spec["completions"])):
+        revision = each.revision
+        lines.append(
+            {
+                "source": "ai",
+                "critic": row.critic,
+                "model": run.spec["model"],
+                "served_model": revision.served_model,
+                "rubric_version": each.rubric_version,
+                "prompt_id": each.prompt.id,
+                "prompt": each.prompt.messages,
+                "policy": each.model,
+                "original": each.original,
+                "principle": revision.principle,
+                "critique": revision.critique,
+                "outcome": revision.outcome,
+                "revision": revision.text,
+                "error": revision.error,
+                "created_at": revision.created_at.isoformat(),
+            }
+        )
+    return lines
