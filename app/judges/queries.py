@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import exists, (
+from sqlalchemy import (
     ARRAY,
     BigInteger,
     Select,
     any_,
     case,
+    exists,
     func,
     literal,
     or_,
