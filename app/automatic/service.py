@@ -133,22 +133,18 @@ def _conditions(
         )
         yield Condition(words, False)
     if rule.fine:
-        looks = _looks(watched)
-        said = f"monitors ask for a look at round {basis.number}: {', '.join(looks)}" if basis and looks else ""
-        yield Condition(said or "no monitor asks for a look at the newest round", not looks)
+        looks = [monitor.label.lower() for monitor in watched.not_wanted] if watched else []
+        said = "no monitor asks for a look at the newest round"
+        if watched and looks:
+            said = f"monitors ask for a look at round {watched.round.number}: {', '.join(looks)}"
+        elif watched and watched.looks:
+            said = f"what monitors found in round {watched.round.number} was reviewed as wanted"
+        yield Condition(said, not looks)
 
 
 def _watched(session: Session, project: Project, newest: Round | None) -> Watched | None:
     """Return what the monitors say of the newest round, its run included."""
     return next((each for each in monitors.rounds(session, project) if newest and each.round.id == newest.id), None)
-
-
-def _looks(watched: Watched | None) -> list[str]:
-    """Return what the monitors of a round ask people to look at, each once."""
-    if watched is None:
-        return []
-    found = [finding.monitor.label.lower() for finding in watched.by_monitor.values() if finding.state == "look"]
-    return list(dict.fromkeys([*found, *(raised.monitor.label.lower() for raised in watched.alarms)]))
 
 
 def config_of(project: Project, basis: Round | None) -> RoundConfig:

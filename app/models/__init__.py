@@ -9,6 +9,7 @@ from app.models.demonstration import Demonstration, DemonstrationEvent, Demonstr
 from app.models.judge import Judge, JudgeAdmission, JudgeJudgment, SnapshotJudgeJudgment
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.member import ProjectMember
+from app.models.monitor import MonitorReview
 from app.models.playground import PlaygroundChat, PlaygroundTurn
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
@@ -50,6 +51,7 @@ __all__ = [
     "Lease",
     "Metric",
     "ModelVersion",
+    "MonitorReview",
     "PlaygroundChat",
     "PlaygroundTurn",
     "Project",

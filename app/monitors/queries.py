@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import or_, select
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import func, or_, select
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from app.domain.rounds import SAMPLING_ALGORITHMS
-from app.models import Completion, Metric, Prompt, Round, Run
+from app.models import Completion, Metric, MonitorReview, Prompt, Round, Run, User
 
 MOST_RESPONSES = 2000  # of an evaluation, looked through for the worst
 
@@ -61,3 +61,16 @@ def kept_examples(session: Session, round_id: int) -> dict[str, list[dict[str, A
     """By figure, the examples that a round's evaluation wrote down."""
     query = select(Run.result["examples"]).where(Run.round_id == round_id, Run.kind == "evaluate")
     return session.scalars(query.order_by(Run.id.desc()).limit(1)).first() or {}
+
+
+def reviews(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
+    """(review, its reviewer's name) of these rounds."""
+    found = select(MonitorReview, User.name).join(User, User.id == MonitorReview.reviewer_id)
+    return session.execute(found.where(MonitorReview.round_id.in_(round_ids))).all()
+
+
+def store_review(session: Session, round_id: int, monitor: str, verdict: str, note: str, reviewer_id: int) -> None:
+    """Insert a review, or replace the one that is there."""
+    said = {"verdict": verdict, "note": note, "reviewer_id": reviewer_id, "reviewed_at": func.now()}
+    new = insert(MonitorReview).values(round_id=round_id, monitor=monitor, **said)
+    session.execute(new.on_conflict_do_update(index_elements=["round_id", "monitor"], set_=said))

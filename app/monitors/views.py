@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -18,12 +19,44 @@ MOST_ROUNDS = 12
 WORST = 5
 
 
+class Review(NamedTuple):
+    """What a person said of a monitor's look or alarm."""
+
+    verdict: str
+    note: str
+    by: str
+    at: datetime
+
+
 class Watched(NamedTuple):
-    """A round and what each monitor says of it, by the monitor's name; alarms are those of its run."""
+    """A round and what each monitor says of it, by the monitor's name.
+
+    Attributes:
+        alarms: those of its run.
+        reviews: what people said of a monitor's look or alarm.
+    """
 
     round: Round
     by_monitor: dict[str, Finding]
     alarms: list[Raised]
+    reviews: dict[str, Review]
+
+    @property
+    def looks(self) -> dict[str, Monitor]:
+        """The monitors that ask people to look at this round, by their evaluation or by an alarm in its run."""
+        found = [found.monitor for found in self.by_monitor.values() if found.state == "look"]
+        return {monitor.name: monitor for monitor in [*found, *(raised.monitor for raised in self.alarms)]}
+
+    @property
+    def unreviewed(self) -> list[Monitor]:
+        """The monitors whose look or alarm nobody has reviewed."""
+        return [monitor for name, monitor in self.looks.items() if name not in self.reviews]
+
+    @property
+    def not_wanted(self) -> list[Monitor]:
+        """The monitors whose look or alarm nobody has called wanted."""
+        wanted = {name for name, review in self.reviews.items() if review.verdict == "wanted"}
+        return [monitor for name, monitor in self.looks.items() if name not in wanted]
 
 
 class Example(NamedTuple):
@@ -35,9 +68,9 @@ class Example(NamedTuple):
     words: str
 
 
-def rounds(session: Session, project: Project) -> list[Watched]:
+def rounds(session: Session, project: Project, most: int = MOST_ROUNDS) -> list[Watched]:
     """The newest rounds with what the monitors say, the newest first; rounds without an evaluation are left out."""
-    found = queries.watched_rounds(session, project.id, MOST_ROUNDS)
+    found = queries.watched_rounds(session, project.id, most)
     metrics: defaultdict[int, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in queries.evaluations(session, [round_.id for round_ in found]):
         metrics[row.round_id][row.slice][row.name] = row.value
@@ -45,11 +78,16 @@ def rounds(session: Session, project: Project) -> list[Watched]:
     runs: defaultdict[int, list[Run]] = defaultdict(list)
     for run in queries.policy_runs(session, [round_.id for round_ in found]):
         runs[run.round_id or 0].append(run)
+    reviews: defaultdict[int, dict[str, Review]] = defaultdict(dict)
+    for review, name in queries.reviews(session, [round_.id for round_ in found]):
+        said = Review(review.verdict, review.note, name, review.reviewed_at)
+        reviews[review.round_id][review.monitor] = said
     return [
         Watched(
             round_,
             {each.monitor.name: each for each in findings_of(session, round_, metrics[round_.id], wins)},
             alarms_of(round_, runs[round_.id]),
+            reviews[round_.id],
         )
         for round_ in found
     ]

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.access import gate
 from app.labeling import outlook
 from app.models import Project, User
+from app.monitors import views as monitors
 from app.navigation.queries import Waiting
 from app.projects.queries import Counts, Overview
 from app.render import counted
@@ -69,6 +70,8 @@ def tasks(
         found += _to_label(session, project, user, waiting)
     if "admin" in roles:
         found += _to_review(waiting, review)
+    if overview.last_round is not None and roles & {"admin", "operator"}:
+        found += _to_watch(session, project)
     if "operator" in roles:
         found += _to_train(overview, counts)
     if not found and "labeler" in roles and "admin" not in roles and not gate.closed(session, project, user):
@@ -102,6 +105,15 @@ def _to_review(waiting: Waiting, review: dict[QueueName, int]) -> Iterator[Task]
     if waiting.demonstrations:
         title = counted(waiting.demonstrations, "demonstration") + " to review"
         yield Task(title, "Approved demonstrations can be learned from.", "Start reviewing", "demonstrations/review")
+
+
+def _to_watch(session: Session, project: Project) -> Iterator[Task]:
+    for watched in monitors.rounds(session, project, most=1):
+        if waiting := watched.unreviewed:
+            title = f"{counted(len(waiting), 'monitor')} to review in round {watched.round.number}"
+            text = f"{', '.join(monitor.label for monitor in waiting)}: wanted, or a fault?"
+            path = f"monitors/{waiting[0].name}?round={watched.round.number}#review"
+            yield Task(title, text, "Read the answers", path)
 
 
 def _to_train(overview: Overview, counts: Counts) -> Iterator[Task]:

@@ -177,6 +177,7 @@ WHO = {
     "POST ~/playground/{chat_id}/turns/{turn_id}/correction": "ao",
     "GET ~/monitors": "ao",
     "GET ~/monitors/{monitor_name}": "ao",
+    "POST ~/monitors/{monitor_name}/reviews": "ao",
     "GET ~/suites": "ao",
     "POST ~/suites": "o",
     "GET ~/suites/new": "o",

@@ -14,6 +14,8 @@ from app.automatic.service import Rule
 from app.db import make_session_factory
 from app.errors import Conflict, Forbidden
 from app.models import AuditEvent, Comparison, Metric, Project, ProjectMember, Round, Run, User
+from app.monitors import service as monitors
+from app.monitors.forms import ReviewForm
 from app.rounds import service as rounds
 from tests import factories
 from tests.conftest import SignedIn
@@ -130,6 +132,14 @@ def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
     assert missing(session, store, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
     give(session, project, operator, fine=False)
     assert missing(session, store, project) == []
+
+    # A person has looked: a fault still stops the rule, what people want does not.
+    give(session, project, operator)
+    for verdict, holds in (("fault", False), ("wanted", True)):
+        review = ReviewForm(verdict=verdict, note="Read.", round=round_.number)  # type: ignore[arg-type]
+        monitors.review(session, round_, "longer", ["longer"], operator, review)
+        session.commit()
+        assert (missing(session, store, project) == []) is holds
 
 
 def test_a_run_that_a_monitor_stopped_stops_the_rule_whatever_it_asks_for(

@@ -5,10 +5,11 @@ import io
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.domain.monitors import MONITORS
-from app.models import Completion, Metric, Project, Round, Run
+from app.models import AuditEvent, Completion, Metric, MonitorReview, Project, Round, Run
 from app.monitors import views
 from app.prompts import service as prompts
 from tests import factories
@@ -147,3 +148,43 @@ def test_the_figures_are_downloaded(sign_in: Callable[..., SignedIn], session: S
     assert (longer["state"], longer["previous"], longer["new"], longer["change"]) == ("look", "20.0", "29.0", "9.0")
     assert (longer["change_low"], longer["change_high"]) == ("8.9", "9.1")
     assert len(rows) == len(MONITORS)
+
+
+def test_a_look_waits_on_the_start_page_until_somebody_has_reviewed_it(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    evaluated(session, project, 1, longer=0)
+    evaluated(session, project, 2, longer=9)
+    base, admin, labeler = f"/projects/{project.slug}", sign_in("admin"), sign_in("labeler")
+    path = f"{base}/monitors/longer"
+    task = "1 monitor to review in round 2"
+    assert task in admin.get(base).text
+    assert task not in labeler.get(base).text
+    note = "They <b>pad</b>."
+    for fault, said in (
+        ({"verdict": "wanted"}, "Why"),  # no note
+        ({"verdict": "good", "note": note}, "They &lt;b&gt;pad"),
+        ({"verdict": "fault", "note": note, "round": "1"}, "asks for no look at round 1"),
+        ({"verdict": "fault", "note": note, "round": "9"}, "no round 9"),
+        ({"verdict": "fault", "note": note, "round": "²"}, "round"),
+    ):
+        refused = admin.post(f"{path}/reviews", {"round": "2"} | fault)
+        assert (400 <= refused.status_code < 500, said in refused.text) == (True, True), fault
+    assert session.scalars(select(MonitorReview)).all() == []
+
+    assert admin.post(f"{path}/reviews", {"verdict": "fault", "note": note, "round": "2"}).status_code == 303
+    assert "They &lt;b&gt;pad&lt;/b&gt;." in admin.get(path).text
+    assert task not in admin.get(base).text
+    assert "All reviewed: 1 of 1 called a fault" in admin.get(f"{base}/monitors").text
+    [watched, _] = views.rounds(session, project)
+    assert [monitor.name for monitor in watched.not_wanted] == ["longer"]
+
+    # A second person thinks otherwise: their review replaces the first, and the audit log has both.
+    other = sign_in("operator")
+    assert other.post(f"{path}/reviews", {"verdict": "wanted", "note": "Asked for.", "round": "2"}).status_code == 303
+    assert views.rounds(session, project)[0].not_wanted == []
+    events = session.scalars(select(AuditEvent).where(AuditEvent.action == "monitor.reviewed").order_by(AuditEvent.id))
+    assert [(event.actor_id, event.details["verdict"]) for event in events] == [
+        (admin.user and admin.user.id, "fault"),
+        (other.user and other.user.id, "wanted"),
+    ]

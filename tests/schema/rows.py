@@ -14,8 +14,10 @@ from app.models import (
     Base,
     Comparison,
     JudgeJudgment,
+    MonitorReview,
     QueuePlace,
     Ranking,
+    Round,
     SigninFailure,
     Snapshot,
     SnapshotComparison,
@@ -67,6 +69,13 @@ def make(session: Session, folder: Path) -> None:
         [
             SnapshotComparison(snapshot_id=snapshot.id, comparison_id=comparison.id),
             SnapshotDemonstration(snapshot_id=snapshot.id, demonstration_id=demonstration.id),
+            MonitorReview(
+                round_id=session.scalars(select(Round.id)).first(),
+                monitor="longer",
+                verdict="fault",
+                note="Padding.",
+                reviewer_id=labeler.id,
+            ),
             SnapshotThumb(snapshot_id=snapshot.id, thumb_id=thumb.id),
             SnapshotJudgeJudgment(
                 snapshot_id=snapshot.id, judgment_id=session.scalars(select(JudgeJudgment.id)).first() or 0
