@@ -334,7 +334,7 @@ def test_two_thumbs_teach_what_their_pair_teaches(tiny_ref: ModelRef, store: Art
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (lambda row: row.liked, r"at least 20 responses that were liked and as many that were not; there are 30 and 0"),
+        (lambda row: row.liked, r"at least 20 liked and 20 disliked responses; there are 30 and 0"),
         (lambda row: row.id <= 24, r"there are 12 and 12"),
     ],
 )
@@ -352,7 +352,7 @@ def test_kto_on_one_prompt_is_refused(tiny_ref: ModelRef, store: ArtifactStore, 
         tmp_path / "snapshot.jsonl",
         [row.model_copy(update={"messages": user("One?")}) for row in separable_pairs(24, 0)],
     )
-    with pytest.raises(InvalidInput, match="all of these answer the same one"):
+    with pytest.raises(InvalidInput, match="all responses here answer the same prompt"):
         train(spec_of(tiny_ref, snapshot, loss="kto"), store)
 
 
