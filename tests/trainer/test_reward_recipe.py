@@ -399,7 +399,7 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
 
 @pytest.mark.parametrize(
     ("aspects", "message"),
-    [(("style",), "head for style needs at least 20 .* there are 0"), (("reward",), "cannot be an aspect's")],
+    [(("style",), "head for style needs at least 20 .* there are 0"), (("reward",), "cannot be the name of an aspect")],
 )
 def test_aspects_that_cannot_be_learned_are_refused(
     tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore, aspects: tuple[str, ...], message: str

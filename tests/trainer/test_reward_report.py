@@ -325,7 +325,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "- 1 comparisons have weight 0: 7",
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
-        "With 4 comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
+        "With 4 comparisons, accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
         "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.500 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)
     ):
@@ -345,7 +345,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
 def test_without_held_out_pairs_the_card_says_that_nothing_is_known() -> None:
     report = report_of(measured_of([], []))
     card = model_card(RewardSpec(trunk="trained", backbone=ModelRef(base="b"), snapshot="s"), report)
-    assert "nothing is known" in card
+    assert "it is not known how this model performs" in card
     assert "Probes" not in card
     assert report_metrics(report) == {}
 

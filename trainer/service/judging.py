@@ -1,6 +1,6 @@
-"""A run of an AI judge: asks its endpoint about comparisons, both orders of each, and stores each as it comes.
+"""Execute a run of an AI judge: ask its endpoint about every comparison in both orders, and store the verdicts.
 
-One transaction a comparison, and what is stored is not asked again: a run that is killed goes on where it was.
+Each comparison is stored in its own transaction and is not asked again, so a killed run resumes where it ended.
 """
 
 import time
@@ -21,8 +21,8 @@ from trainer.service.judge_endpoint import BadAnswer, Endpoint, Halted, Reply
 from trainer.service.recording import RunRecorder, patiently
 from trainer.service.tasks import Runner
 
-KEPT = 1500  # characters of an answer's end
-# So many answers in a row, from the run's first on, that cannot be read: the others could not be either.
+KEPT = 1500  # characters to store from the end of an answer
+# If this many first answers of a run are all unreadable, the run fails: later answers would be unreadable too.
 HOPELESS = 10
 
 TEST_RUBRIC = RubricText("Prefer the response that answers the question correctly.", True)
@@ -34,7 +34,7 @@ TEST_CARD = Card(
 
 
 class Judged(NamedTuple):
-    """What became of a comparison: verdicts of either order, or why there is none."""
+    """The result for a comparison: the verdicts in both orders, or the reason why there is no verdict."""
 
     first: int | None
     second: int | None
@@ -44,10 +44,10 @@ class Judged(NamedTuple):
 
 
 def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
-    """Asks twice, with A first and with B first.
+    """Ask about a comparison twice, with A first and with B first.
 
     Raises:
-        Unavailable, Halted: as `Endpoint.ask`.
+        Unavailable, Halted: see `Endpoint.ask`.
     """
     began, replies, sides = time.monotonic(), [], []
     error = None
@@ -60,7 +60,7 @@ def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
         replies.append(reply)
         side = verdict_in(reply.text, swapped=swapped)
         if side is None:
-            where = "The answer was cut before its verdict" if reply.is_cut else "The answer holds no verdict"
+            where = "The answer was cut before its verdict" if reply.is_cut else "The answer contains no verdict"
             error = f"{where}: {' '.join(reply.text.split())[-200:] or '(nothing)'}"
             break
         sides.append(side)
@@ -76,10 +76,10 @@ class _Task(NamedTuple):
 
 
 class JudgeRunner(Runner):
-    """Executes runs of judges, one at a time, beside the worker's other runs."""
+    """Executes judges' runs, one at a time, in parallel with the worker's other runs."""
 
     def _tidy(self) -> None:
-        """Nothing: it holds no model, and the run beside it may hold one."""
+        """Do nothing: a judge's run loads no model, and freeing memory could disturb a training run in parallel."""
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         assert isinstance(spec, JudgeSpec)
@@ -176,7 +176,7 @@ class JudgeRunner(Runner):
         before: int,
         total: int,
     ) -> int:
-        """Asks about all of them, several at once; returns how many answers could not be read."""
+        """Ask about all comparisons, several at once; return how many answers could not be read."""
         waiting, under_way = list(tasks[::-1]), dict[Future[Judged], _Task]()
         answered = failed = 0
         pool = ThreadPoolExecutor(judge.concurrency, thread_name_prefix="judge")
@@ -193,7 +193,7 @@ class JudgeRunner(Runner):
                     try:
                         judged = future.result()
                     except (PrefloopError, Halted) as error:
-                        problem = error  # after what has arrived with it is stored
+                        problem = error  # raised below, after the other finished answers are stored
                         continue
                     self._store(judge, rubric_id, task, judged, recorder)
                     answered, failed = answered + 1, failed + (judged.error is not None)
@@ -241,7 +241,7 @@ class JudgeRunner(Runner):
 
 
 def cost(judge: Judge, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """By the operator's prices per million tokens; none where they set none."""
+    """Return the cost by the judge's prices per million tokens; None if no price is set."""
     if judge.prompt_price is None and judge.completion_price is None:
         return None
     return (prompt_tokens * (judge.prompt_price or 0) + completion_tokens * (judge.completion_price or 0)) / 1e6
