@@ -1,4 +1,4 @@
-"""Runs of judges: a real worker asks a real process. What it stores, what it does not ask twice, and its errors."""
+"""Runs of judges: a real worker asks a real process. What it stores, what it does not ask again, and its errors."""
 
 import signal
 from collections.abc import Callable
