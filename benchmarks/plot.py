@@ -42,7 +42,7 @@ def main() -> None:
             label = f"best of {', '.join(map(str, n))}, seed {run['seed']}"
             right.plot(root(kl), reward, marker=".", color="grey", linestyle="--", label=label)
         middle.axhline(drawn["kl_target"], color="grey", linestyle=":", label="target")
-        titles = ("reward", "KL to the start, nats per response", "reward over the square root of KL")
+        titles = ("reward", "KL to the start, nats a response", "reward over the square root of KL")
         for axes, name in zip((left, middle, right), titles, strict=True):
             axes.set_title(f"{algorithm}: {name}")
             axes.set_xlabel("sqrt(KL)" if axes is right else drawn["unit"])

@@ -77,7 +77,7 @@ def main(source: Path, target: Path) -> None:
         titles = ("win rate against the base", "true score gained", "reward model's score gained")
         for axes, title in zip((left, middle, right), titles, strict=True):
             axes.set_title(f"{preference}: {title}")
-            axes.set_xlabel("judgments" if axes is left else "sqrt(KL to the base), nats per response")
+            axes.set_xlabel("judgments" if axes is left else "sqrt(KL to the base), nats a response")
             axes.grid(alpha=0.3)
         left.legend(frameon=False, fontsize=6)
     figure.tight_layout()

@@ -111,7 +111,7 @@ def test_responses_longer_than_is_read_are_scored_by_their_ends_and_counted(
     encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 64)
     assert len(encoder.completion(full.text)) == 64
     scores = reward_models_scorer([reward_folder], max_length=64)([long, full, response("Yes.", 3)])
-    assert "2 of 3 responses are longer than the 64 tokens" in caplog.text
+    assert "2 of 3 responses are longer than the reward model's 64 tokens" in caplog.text
     classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
     for item, score in zip((long, full), scores.tolist(), strict=False):
         ids = [encoder.prompt(item.row.messages)[-1], *encoder.completion(item.text)[-63:]]
@@ -311,7 +311,7 @@ def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: 
     (reward_folder / "config.json").write_text(json.dumps(config))
     scores = reward_models_scorer([reward_folder], max_length=512)([long, ending])
     assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
-    assert "2 of 2 responses are longer than the 64 tokens" in caplog.text
+    assert "2 of 2 responses are longer than the reward model's 64 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("short", ["max_length", "reference"])

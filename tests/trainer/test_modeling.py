@@ -350,7 +350,7 @@ def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (ViTConfig(), r"\(vit\) is no language model"),
+        (ViTConfig(), r"\(vit\) is not a language model"),
         (
             MusicgenConfig(text_encoder=T5Config(), audio_encoder=EncodecConfig(), decoder=MusicgenDecoderConfig()),
             "cannot be loaded: Multiple valid text configs",

@@ -171,7 +171,7 @@ def test_the_command_line_leaves_a_file_of_answers(
 def test_what_cannot_be_run_is_said_first(
     ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="Suites compare a policy with the one before"):
+    with pytest.raises(InvalidInput, match="Suites compare a policy with the previous policy"):
         evaluated(spec(ref, tmp_path, tiny_ref, None), store)
     with pytest.raises(NotFound, match="no artifact suites/gone"):
         evaluated(spec(SuiteRef(version=1, location="suites/gone.jsonl"), tmp_path, tiny_ref, tiny_ref), store)
