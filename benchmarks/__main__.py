@@ -1,4 +1,4 @@
-"""All comparisons in one run: `python -m benchmarks [FILE ...]`. The last lines are `ratio NAME X`, one each."""
+"""Run all comparisons: `python -m benchmarks [FILE ...]`. The last lines are `ratio NAME X`, one per comparison."""
 
 import argparse
 import subprocess

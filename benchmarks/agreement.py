@@ -1,7 +1,7 @@
-"""Seconds for the whole agreement table of a project with a million judgments: SQL, coefficients and bootstrap.
+"""Measure the seconds for the agreement table of a project with a million judgments: SQL, coefficients and bootstrap.
 
-`python -m benchmarks.agreement [JUDGMENTS]` fills a scratch database, says how long that took, and ends with the line
-`seconds agreement_1m X`.
+`python -m benchmarks.agreement [JUDGMENTS]` fills a scratch database, prints the time for filling it, and ends with the
+line `seconds agreement_1m X`.
 """
 
 import sys

@@ -1,10 +1,12 @@
-"""Reward and KL of the default model while DPO and PPO train it towards a scripted reward: the curves in docs/.
+"""Measure reward and KL while DPO and PPO train the default model with a scripted reward: the curves in docs/.
 
-The reward is a rule, so nothing has to be trusted: 1 for an answer of twelve words, less the further from it, 0 from
-none or twenty-four on. DPO learns from pairs of the model's own samples that the rule has judged; PPO is scored by it.
-First and last point are measured on held-out prompts with new samples, and DPO's between them too: mean reward, and KL
-to the start in nats a response. PPO's between them are its own rollouts, on the train prompts. Beside them, without any
-training: the best of n samples of the start, on the held-out prompts.
+The reward is a rule, so no reward model has to be trusted. It is 1 for an answer of twelve words, lower for other
+lengths, and 0 for an empty answer or at least twenty-four words. DPO learns from pairs of the model's own samples that
+the rule has judged; PPO uses the rule as its reward.
+
+A point is the mean reward and the KL to the starting model in nats per response. DPO's points, and PPO's first and last
+point, are measured on held-out prompts with new samples. PPO's other points come from its own rollouts on train
+prompts. For comparison, best-of-n sampling from the starting model is measured on the held-out prompts.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What a round costs, part by part, and where the floor is: `python -m benchmarks.floor`.
+"""Measure the time of each part of a round, and compare it with its minimum: `python -m benchmarks.floor`.
 
-Runs each part once on the default model and the starter prompts, counts the floating-point operations that it cannot do
-without, and prints the seconds that these would take at the rate of plain matrix products beside those it took. With
-`--count` nothing is run: answers are taken to be `--tokens` long.
+Each part runs once on the default model and the starter prompts. The minimum ("floor") is the time for the necessary
+floating-point operations at the rate of plain matrix products. With `--count` nothing is run: only the floors are
+printed, for answers of `--tokens` tokens.
 
-Let a model hold W weights in its L layers, A = heads * head size, and V * H weights in its head:
+A model has W weights in its L layers, A = heads * head size, and V * H weights in its head. The operations are:
 
-    forward  2 W a token + 2 V H a predicted token + 4 L A a pair of tokens, one of which attends to the other
-    learning 2 forward passes more for full weights, 1 for an adapter, whose own products add less than a tenth
+    forward  2 W per token + 2 V H per predicted token + 4 L A per pair of tokens of which one attends to the other
+    learning 2 more forward passes for full weights; 1 for an adapter, whose own products add less than a tenth
 """
 
 import argparse
@@ -197,13 +197,15 @@ class Round:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--store", type=Path, default=Path(".benchmark"), help="where the model is kept")
+    parser.add_argument(
+        "--store", type=Path, default=Path(".benchmark"), help="folder of the model, which is downloaded once"
+    )
     parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--samples", type=int, default=16, help="answers to a prompt")
+    parser.add_argument("--samples", type=int, default=16, help="answers per prompt")
     parser.add_argument("--comparisons", type=int, default=100, help="of people")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs a prompt that the reward model chooses")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per prompt that the reward model chooses")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=30, help="of an answer, with --count")
+    parser.add_argument("--tokens", type=int, default=30, help="tokens per answer that --count assumes")
     parser.add_argument("--count", action="store_true", help="run nothing")
     args = parser.parse_args()
     store = ArtifactStore(args.store.absolute())

@@ -1,4 +1,4 @@
-"""What a task and an answer cost with 10 thousand and with 1 million open comparisons: `python -m benchmarks.labeling`.
+"""Time a task and an answer with 10 thousand and with 1 million open comparisons: `python -m benchmarks.labeling`.
 
 Two databases on one scratch server hold the same project in two sizes. Labelers of four kinds request a task and answer
 it, alternating between the two databases, so that other load on the machine affects both equally:
@@ -206,10 +206,12 @@ def report(times: Times) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=300, help="turns that count, of each labeler in each project")
-    parser.add_argument("--warm", type=int, default=30, help="turns before that")
-    parser.add_argument("--large", type=int, default=SIZES["1m"], help="open comparisons of the large project")
-    parser.add_argument("--agreement", type=int, default=1_000_000, help="judgments for the agreement table; 0: none")
+    parser.add_argument("--rounds", type=int, default=300, help="measured turns of each labeler in each project")
+    parser.add_argument("--warm", type=int, default=30, help="turns of each labeler before the measured ones")
+    parser.add_argument("--large", type=int, default=SIZES["1m"], help="open comparisons in the large project")
+    parser.add_argument(
+        "--agreement", type=int, default=1_000_000, help="judgments for the agreement table; 0 skips it"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="pf-") as folder:
         settings = Settings(home=Path(folder), database_url=None, _env_file=None)

@@ -1,4 +1,4 @@
-"""Seconds for the leaderboard of a project with 100,000 judgments between policies: SQL, counting Markdown, the fits.
+"""Measure the seconds for the leaderboard of a project with 100,000 judgments: SQL, counting Markdown, and the fits.
 
 `python -m benchmarks.leaderboard [JUDGMENTS]` fills a scratch database and ends with the line `seconds leaderboard X`.
 """

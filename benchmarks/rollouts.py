@@ -1,4 +1,4 @@
-"""RLOO and GRPO, ours and TRL's, with the same prompts, reward, group size, lengths, batches, epochs and KL penalty.
+"""Run RLOO and GRPO, ours and TRL's, with equal prompts, reward, group size, lengths, batches, epochs and KL penalty.
 
 Each rollout is one optimiser batch, trained on `epochs` times. For the timing, each side samples its own answers. To
 compare losses, TRL also runs once on our answers: our recorded answers replace its sampling, and the losses of all

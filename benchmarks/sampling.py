@@ -1,9 +1,9 @@
-"""Samples a second: ours, and `model.generate` of transformers, on the same model, prompts, temperature and lengths.
+"""Compare our sampling speed with `model.generate` of transformers: same model, prompts, temperature and lengths.
 
-`python -m benchmarks.sampling MODEL` alternates between both in one process and prints the median of the ratios. Before
-that it checks that both ways know the same model: what we sampled has the log-probs of one plain forward pass, and the
-shares of finished samples agree within what chance allows. `generate` gets what it can use: batches of prompts of
-similar length, k return sequences, one padded batch after the other.
+`python -m benchmarks.sampling MODEL` alternates between both in one process and prints the median ratio of samples per
+second. First it checks that both sample from the same distribution: the log-probs of our samples must equal those of a
+plain forward pass, and the shares of finished samples may differ only by chance. `generate` is used as well as it can
+be: batches of prompts of similar length, k return sequences, one padded batch after the other.
 """
 
 import argparse
@@ -108,7 +108,7 @@ class Sides:
 def check(sides: Sides, ours: list[Response], figures: tuple[Figures, Figures]) -> None:
     """Stop if the two do not sample from the same distribution."""
     error = sides.largest_error(ours)
-    print(f"log-probs of our samples differ from a plain forward pass by at most {error:.1e} nats a token")
+    print(f"log-probs of our samples differ from a plain forward pass by at most {error:.1e} nats per token")
     if sides.args.precision == "float32" and error > LOGPS_TOLERANCE:
         raise SystemExit(f"The log-probs disagree: {error:.2e} > {LOGPS_TOLERANCE}. No ratio.")
     mine, theirs = figures
@@ -125,8 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder or hub name")
     parser.add_argument("--prompts", type=Path, default=STARTER_PROMPTS, help="JSONL with messages")
-    parser.add_argument("--count", type=int, default=72, help="prompts, from the file's beginning")
-    parser.add_argument("--k", type=int, default=4, help="samples of each prompt")
+    parser.add_argument("--count", type=int, default=72, help="number of prompts, from the start of the file")
+    parser.add_argument("--k", type=int, default=4, help="samples per prompt")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences generated together")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=1024)
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: on a busy machine, with 1 thread")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, for a busy machine (with 1 thread)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sides = Sides(args)

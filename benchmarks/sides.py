@@ -1,8 +1,8 @@
-"""The two sides of a comparison, each in a separate process: our recipes, and TRL's trainers on the same tokens.
+"""Run one side of a comparison in a separate process: our recipes, or TRL's trainers on the same tokens.
 
-`python -m benchmarks.sides SIDE JOB` reads a job file and prints one JSON line: seconds of each optimiser step (for
-RLOO and GRPO of each rollout with its updates: `benchmarks.rollouts`), seconds of the reference pass if there was one,
-losses and peak memory.
+`python -m benchmarks.sides SIDE JOB` reads a job file and prints one JSON line: the seconds of each optimiser step (for
+RLOO and GRPO, of each rollout with its updates, see `benchmarks.rollouts`), the seconds of the reference pass if there
+was one, the losses, and the peak memory.
 """
 
 import functools
@@ -111,7 +111,7 @@ def theirs(job: Job) -> Outcome:
 
             class Peer(DPOTrainer):
                 def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-                    return dataset  # already tokens: both sides must read the same ones
+                    return dataset  # already tokenised, so that both sides read the same tokens
 
             config = DPOConfig(
                 precompute_ref_log_probs=job.precomputed, model_init_kwargs={"dtype": job.peer_dtype}, **settings

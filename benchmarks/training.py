@@ -1,12 +1,12 @@
-"""Training speed beside TRL's, in one run: the same model, tokens, optimiser batches, dtype and optimiser.
+"""Compare our training speed with TRL's: the same model, tokens, optimiser batches, dtype and optimiser.
 
-Each side runs in a process of its own, the two in turn, and their losses must agree before a ratio is printed. The
-first two optimiser steps of a process are not counted: until then memory is asked for that later steps find there.
-Pairs per second are those of optimiser steps; where the reference is not stored, the time of its pass over the same
-pairs is added to ours (TRL runs it inside the step).
+The two sides run in turn, each in its own process. A ratio is printed only if their losses agree. The first two
+optimiser steps of a process are not counted, because they also allocate memory that later steps reuse. Pairs per second
+are those of optimiser steps. If the reference's log-probs are not stored, our side also counts the time of the
+reference's pass over the same pairs, because TRL computes it inside the step.
 
-`*_lora` is what the service does by default: an adapter of rank 16, and the precision that `auto` takes here. RLOO and
-GRPO are compared in it too: episodes a second, sampling included, the first rollout not counted.
+`*_lora` are the service's defaults: an adapter of rank 16, and the precision that `auto` chooses here. RLOO and GRPO
+are compared with these defaults, too, in episodes per second including sampling, without the first rollout.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def lengths_of(rows: Sequence[PairRow], model: str) -> str:
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
-    """Return the best rate of matrix products in the default model's shapes, in floating-point operations a second."""
+    """Return the best rate of matrix products in the default model's shapes, in operations per second."""
     a, b = torch.randn(1024, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
     a @ b
     best = 0.0
@@ -160,20 +160,26 @@ def starter_prompts() -> list[PromptRow]:
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format, to train on beside made ones")
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="files of pairs in any import format, used in addition to generated pairs"
+    )
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--only", choices=[*KINDS, "ranking_k4", *SPECS])
-    parser.add_argument("--steps", type=int, default=4, help=f"optimiser steps, the first {WARM_UP} not counted")
+    parser.add_argument(
+        "--steps", type=int, default=4, help=f"optimiser steps, of which the first {WARM_UP} are not counted"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rollouts", type=int, default=3, help="of RLOO and GRPO, the first one not counted")
-    parser.add_argument("--rollout-size", type=int, default=64, help="answers in a rollout, which is one batch")
-    parser.add_argument("--k", type=int, default=8, help="answers to a prompt")
+    parser.add_argument(
+        "--rollouts", type=int, default=3, help="rollouts of RLOO and GRPO; the first one is not counted"
+    )
+    parser.add_argument("--rollout-size", type=int, default=64, help="answers per rollout, which is one batch")
+    parser.add_argument("--k", type=int, default=8, help="answers per prompt")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--store", type=Path, default=Path(".benchmark"), help="where the model is kept")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="seconds of all threads, where others use the cores too"
+        "--store", type=Path, default=Path(".benchmark"), help="folder of the model, which is downloaded once"
     )
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time of all threads, for a busy machine")
     args = parser.parse_args(arguments)
     if args.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}: the first ones are not counted")
@@ -197,7 +203,7 @@ def main(args: argparse.Namespace, model: str) -> list[str]:
         rows = data.read(path)
         if len(rows) < wanted:
             raise SystemExit(
-                f"{path}: {len(rows)} pairs with a winner; {args.steps} steps of {args.batch_size} are asked."
+                f"{path}: {len(rows)} pairs with a winner are too few for {args.steps} steps of {args.batch_size}."
             )
         pick = torch.randperm(len(rows))[:wanted].tolist()
         sets[path.parent.name if path.stem == "pairs" or path.name.startswith("pairs.") else path.stem] = [

@@ -1,4 +1,4 @@
-"""An upgrade of a database with a million comparisons, while people label: `python -m benchmarks.upgrade`.
+"""Upgrade a database with a million comparisons while people label: `python -m benchmarks.upgrade`.
 
 A scratch database at the newest revision is filled with comparisons, with on average one judgment and one lease each. A
 web process serves it, and labelers judge without a pause. At first nothing else happens. Then the revisions in
@@ -189,7 +189,7 @@ def check(engine: Engine, before: dict[str, int], played: Played) -> bool:
     missing = len(set(played.acknowledged) - stored)
     fewer = [table for table in before if after[table] < before[table] and table != "agreement_tally"]
     judged = after["judgment"] - before["judgment"]
-    print(f"answers taken {len(played.acknowledged):,}, new judgments {judged:,}, answers missing {missing}")
+    print(f"answers accepted {len(played.acknowledged):,}, new judgments {judged:,}, answers missing {missing}")
     print(f"comparisons without the new column's value {empty}, tables with fewer rows {fewer or 'none'}")
     for message, times in played.errors.most_common():
         print(f"error {times} times: {message}")

@@ -1,6 +1,6 @@
-"""What all tests share: a real PostgreSQL built by Alembic, an app on it, people signed in, and a browser.
+"""Fixtures for all tests: a real PostgreSQL built by Alembic, an app on it, signed-in people, and a browser.
 
-One embedded server a test process; its tables are emptied after each test that used them. Data comes from factories.
+Each test process has one embedded server. Its tables are emptied after each test that used them. Factories make data.
 """
 
 import os
@@ -47,29 +47,29 @@ OUR_TABLES = """
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
     AND relname NOT IN ('alembic_version', 'queue_migration')
 """
-MANY_BYTES = 1 << 20  # of a table
+MANY_BYTES = 1 << 20  # size of a large table
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # stable: otherwise the order stays
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # the sort is stable
 
 
 def pytest_collection_finish() -> None:
-    # Hundreds of thousands of objects of what was imported, which stay: no collection has to look at them again. They
-    # took a third of all time in tests of recipes, which collect after each model.
+    # Exclude the hundreds of thousands of imported objects from garbage collection, because they stay anyway. Scanning
+    # them took a third of the time of recipe tests, which collect garbage after each model.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
-    # Not tmp_path: a socket's path must stay short.
+    # Do not use tmp_path, because a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="pf-") as folder:
         settings = Settings(home=Path(folder), database_url=None, _env_file=None)
         with database(settings) as url:
             engine = make_engine(url)
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                # Tests may lose their data with the machine; this halves their time.
+                # Tests may lose their data if the machine fails; this halves their time.
                 connection.execute(text("ALTER SYSTEM SET fsync = off"))
                 connection.execute(text("ALTER SYSTEM SET synchronous_commit = off"))
                 connection.execute(text("SELECT pg_reload_conf()"))
@@ -87,7 +87,7 @@ def shared_engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def empty_database(shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A database without a schema, which the settings name."""
+    """A database without a schema; the settings refer to it."""
     with shared_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("CREATE DATABASE empty"))
         url = shared_engine.url.set(drivername="postgresql", database="empty").render_as_string(hide_password=False)
@@ -99,18 +99,18 @@ def empty_database(shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine for one test; all tables are empty again afterwards."""
-    factories.roster.clear()  # a test on a database of its own may have left people here
+    factories.roster.clear()  # a test on a separate database may have left people here
     yield shared_engine
     factories.roster.clear()
     with shared_engine.begin() as connection:
         found = connection.execute(text(OUR_TABLES)).all()
         tables = ", ".join(f'"{name}"' for name, _ in found)
-        # Whoever is still writing is waited for.
+        # This waits for everybody who is still writing.
         connection.exec_driver_sql(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
         if max(size for _, size in found) > MANY_BYTES:
             connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
             return
-        # Where there is little this takes a tenth of the time: no files are made anew.
+        # With few rows, DELETE takes a tenth of the time, because it creates no new files.
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # in any order
         connection.exec_driver_sql("; ".join(f'DELETE FROM "{name}"' for name, _ in found))
         connection.exec_driver_sql("SELECT setval(seqrelid, seqstart, false) FROM pg_sequence")
@@ -118,7 +118,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """A session for services and queries. Commit in the test where other sessions must see the data."""
+    """A session for services and queries. Commit in the test if other sessions must see the data."""
     with make_session_factory(engine)() as session:
         yield session
 
@@ -132,7 +132,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 @pytest.fixture
 def run_worker(settings: Settings) -> Iterator[Callable[..., ForkServerProcess]]:
-    """Starts real workers; those still alive at the test's end are killed. Their log is in worker.log."""
+    """Return a function that starts a real worker. Workers that are alive after the test are killed; see worker.log."""
     started: list[ForkServerProcess] = []
 
     def start(url: str | None = None) -> ForkServerProcess:
@@ -154,12 +154,12 @@ def run_worker(settings: Settings) -> Iterator[Callable[..., ForkServerProcess]]
 
 
 class SignedIn:
-    """A client of the app, in-process: keeps cookies, adds the CSRF token of its own session to every form."""
+    """An in-process client of the app. It keeps cookies, and adds its session's CSRF token to every form."""
 
     def __init__(self, http: TestClient, user: User | None) -> None:
         self.http = http
         self.user = user
-        self._token: tuple[dict[str, str], str] = {}, ""  # and the cookies it belongs to
+        self._token: tuple[dict[str, str], str] = {}, ""  # with the cookies that it belongs to
 
     def get(self, url: str, **kwargs: Any) -> Response:
         return self.http.get(url, **kwargs)
@@ -170,7 +170,7 @@ class SignedIn:
         return self.http.post(url, data=data, **kwargs)
 
     def _csrf_token(self) -> str:
-        """What a page of this session says; asked for again once the cookies are others."""
+        """Return the token on a page of this session; request it again if the cookies have changed."""
         if not self._token[1] or self._token[0] != dict(self.http.cookies):
             token = re.search(r'name="csrf_token" value="(\w+)"', self.http.get("/sign-in").text)
             token = token or re.search(r'"X-CSRF-Token": "(\w+)"', self.http.get("/projects").text)
@@ -181,16 +181,16 @@ class SignedIn:
 
 @pytest.fixture(scope="session")
 def routers() -> dict[int, BaseRoute]:
-    """The routers of this process's first app, by the id of ours that each includes."""
+    """The routers of this process's first app, by the id of our router that each includes."""
     return {}
 
 
 @pytest.fixture
 def app(engine: Engine, settings: Settings, routers: dict[int, BaseRoute]) -> FastAPI:
     app = create_app(settings, settings.database_url or "")
-    # The process's one engine, so that its connections are not opened anew for each test.
+    # Use the process's one engine, so that each test does not open new connections.
     app.state.session_factory = make_session_factory(engine)
-    # An app works its routes out at the first request, which takes a tenth of a second. They are the same in each app.
+    # An app prepares its routes at the first request, which takes a tenth of a second. All apps have the same routes.
     for place, route in enumerate(app.router.routes):
         if ours := getattr(route, "original_router", None):
             app.router.routes[place] = routers.setdefault(id(ours), route)
@@ -199,15 +199,15 @@ def app(engine: Engine, settings: Settings, routers: dict[int, BaseRoute]) -> Fa
 
 @pytest.fixture(scope="session")
 def portal() -> Iterator[BlockingPortal]:
-    """The event loop that all clients share: one for each request takes longer than most requests."""
+    """The event loop that all clients share: starting one per request takes longer than most requests."""
     with start_blocking_portal() as portal:
         yield portal
 
 
 @pytest.fixture
 def sign_in(app: FastAPI, session: Session, portal: BlockingPortal) -> Iterator[Callable[..., SignedIn]]:
-    """`sign_in("labeler", "admin")` makes a person with these roles, in every project, and returns their client;
-    `sign_in()` a visitor."""
+    """`sign_in("labeler", "admin")` makes a person with these roles in every project, and returns their client.
+    `sign_in()` returns a visitor's client."""
     with contextlib.ExitStack() as stack:
 
         def open_client(*roles: str, user: User | None = None) -> SignedIn:
@@ -227,7 +227,7 @@ def sign_in(app: FastAPI, session: Session, portal: BlockingPortal) -> Iterator[
 
 @pytest.fixture
 def live(app: FastAPI) -> Iterator[str]:
-    """The app on a real port, for a browser; yields its address."""
+    """Serve the app on a real port for a browser; yield its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -243,7 +243,7 @@ def live(app: FastAPI) -> Iterator[str]:
     thread.join(timeout=60)
 
 
-# Long enough for a busy machine; nothing waits longer than its condition takes.
+# Long enough for a busy machine; tests wait only until their condition holds.
 expect.set_options(timeout=20_000)
 
 CHROMIUM_FLAGS = [
@@ -263,7 +263,7 @@ CHROMIUM_FLAGS = [
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Of one file only: Playwright's event loop runs in this thread, where other files' code has loops of its own."""
+    """A browser for one file: Playwright's event loop runs in this thread, where other files use event loops, too."""
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         assert path, "The browser tests need chromium: apt-get install chromium"
@@ -274,7 +274,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(chromium: Browser, live: str, session: Session) -> Iterator[Callable[..., Page]]:
-    """`open_page("labeler", width=390, dark=True)` is a page of somebody signed in with these roles.
+    """`open_page("labeler", width=390, dark=True)` opens a page for a person who is signed in with these roles.
 
     `page.goto("/path")` is relative to the live server. A script error on any page fails the test at its end.
     """

@@ -1,4 +1,4 @@
-"""Rows for tests: each function adds one row with sensible values and flushes it. Parents are made when not given."""
+"""Rows for tests: each function adds one row with sensible values and flushes it. It makes missing parents."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -36,8 +36,8 @@ def _add(session: Session, row: Row) -> Row:
     return row
 
 
-# Most tests have one project and care about people's roles, not about who is a member: whoever `user` makes is a member
-# of all projects of the test, with the same roles in each. Their roles by id; emptied after each test.
+# Most tests have one project and care about roles, not about membership. So everybody made by `user` is a member of all
+# projects of the test, with the same roles. This has their roles by user id; it is emptied after each test.
 roster: dict[int, list[str]] = {}
 
 
@@ -50,13 +50,13 @@ def _everybody_joins(_mapper: object, connection: Connection, project: Project) 
 
 
 def account(session: Session, **values: Any) -> User:
-    """Somebody who can sign in, and is a member of nothing."""
+    """Make a person who can sign in but is not a member of any project."""
     n = next(_number)
     return _add(session, User(**({"email": f"user{n}@example.org", "name": f"User {n}"} | values)))
 
 
 def member(session: Session, project: Project, *roles: str, **values: Any) -> User:
-    """Somebody who is a member of this project alone."""
+    """Make a person who is a member of only this project."""
     added = account(session, **values)
     join(session, project, added, *roles)
     return added
@@ -67,8 +67,8 @@ def join(session: Session, project: Project, user: User, *roles: str) -> None:
 
 
 def user(session: Session, *roles: str, **values: Any) -> User:
-    """A member of every project of the test, those to come included: a labeler, or with these roles. `administrator`
-    among them: of the service."""
+    """Make a member of every project of the test, including later ones: a labeler, or a person with these roles. The
+    role `administrator` makes them an administrator of the service."""
     added = account(session, is_admin="administrator" in roles, **values)
     roster[added.id] = [role for role in roles or ("labeler",) if role != "administrator"]
     if not roster[added.id]:
@@ -91,7 +91,7 @@ def rubric(session: Session, project: Project, *, version: int | None = 1, **val
 
 
 def published_rubric(session: Session, project: Project) -> Rubric:
-    """The project's newest published rubric, made when there is none."""
+    """Return the project's newest published rubric; make one if there is none."""
     newest = select(Rubric).where(Rubric.project_id == project.id, Rubric.version.is_not(None))
     return session.scalars(newest.order_by(Rubric.version.desc())).first() or rubric(session, project)
 
@@ -119,7 +119,7 @@ def thumb(session: Session, completion: Completion, *, liked: bool, **values: An
 
 
 def comparison(session: Session, project_: Project | None = None, **values: Any) -> Comparison:
-    """A comparison with its prompt and two completions; `texts=(a, b)` and `prompt=` may be given."""
+    """Make a comparison with its prompt and two completions; you can give `texts=(a, b)` and `prompt=`."""
     project_ = project_ or project(session)
     prompt_ = values.pop("prompt", None) or prompt(session, project_)
     text_a, text_b = values.pop("texts", (None, None))

@@ -1,4 +1,4 @@
-"""Processes of their own that start with everything imported: a kill meets their work, not the seconds of imports."""
+"""Processes that start with all imports done, so that a kill hits their work and not the seconds of imports."""
 
 import functools
 import multiprocessing
@@ -11,17 +11,17 @@ from pathlib import Path
 
 @functools.cache
 def context() -> ForkServerContext:
-    """One for all tests of a process: the server that forks cannot be told later what to import."""
+    """Return the fork server's context for all tests of a process; its imports cannot be changed later."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.trainer.jobs", "trainer.service.worker"])
-    first = context.Process(target=os.getpid)  # the imports happen before this one starts
+    first = context.Process(target=os.getpid)  # the imports happen before this process starts
     first.start()
     first.join()
     return context
 
 
 def start_worker(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
-    """`python -m trainer.service.worker`, with its log appended to a file."""
+    """Start `python -m trainer.service.worker`, with its log appended to a file."""
     process = context().Process(target=_work, args=(environment, log))
     process.start()
     return process

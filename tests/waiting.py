@@ -1,4 +1,4 @@
-"""Waiting for what another process or thread does."""
+"""Wait for other processes or threads."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 
 def wait_for(condition: Callable[[], object], what: str, every: float = 0.05, seconds: float = 180.0) -> None:
-    """Longer than anything takes on a busy machine: two starts of a worker, and until the first counts as dead."""
+    """Wait for a condition. The limit is longer than anything takes on a busy machine, like two starts of a worker."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
@@ -17,7 +17,7 @@ def wait_for(condition: Callable[[], object], what: str, every: float = 0.05, se
 
 
 def start_and_wait_for_its_lock(work: Callable[[], None], factory: sessionmaker[Session]) -> threading.Thread:
-    """Runs it in a thread of its own; returns once it waits for another transaction, or has ended."""
+    """Run `work` in a new thread; return once it waits for another transaction's lock, or has ended."""
     other = threading.Thread(target=work)
     other.start()
     waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))

@@ -1,4 +1,4 @@
-"""Planted reward hacks: how early monitors see them, and how often they give an alarm in rounds that are clean.
+"""Plant reward hacks, and measure how early monitors detect them and how often they raise alarms in clean rounds.
 
-`python -m benchmarks.hacks --help` says how to choose cells; docs/monitors.md has what came of it.
+`python -m benchmarks.hacks --help` describes how to choose cells; docs/monitors.md has the results.
 """

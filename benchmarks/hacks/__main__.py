@@ -1,7 +1,7 @@
-"""`python -m benchmarks.hacks`: plays rounds with planted reward hacks, and clean ones, and reports the monitors.
+"""`python -m benchmarks.hacks`: play rounds with planted reward hacks and clean rounds, and report the monitors.
 
-The store keeps every round, so a command that was stopped goes on when it is given again. A round takes about five
-seconds of one core.
+The store keeps every round, so an interrupted command continues when you repeat it. A round takes about five seconds on
+one core.
 """
 
 import argparse
@@ -28,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--hacks", nargs="*", choices=(*TUNING, *REPORTED), default=[*TUNING, *REPORTED], metavar="HACK")
     add("--strengths", nargs="+", type=float, choices=STRENGTHS, default=[2.0], help="1, 2 or both")
-    add("--seeds", type=int, default=2, help="of each hack and strength")
-    add("--clean", type=int, default=64, help="rounds without a hack")
-    add("--store", type=Path, default=STORE, help="where the model and all rounds lie")
-    add("--report", action="store_true", help="play nothing: report what was played")
+    add("--seeds", type=int, default=2, help="number of seeds for each hack and strength")
+    add("--clean", type=int, default=64, help="number of rounds without a hack")
+    add("--store", type=Path, default=STORE, help="folder of the model and all rounds")
+    add("--report", action="store_true", help="only report the rounds that were played before")
     return parser
 
 
@@ -40,7 +40,7 @@ def location_of(cell: Cell) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Plays what was not played yet, then reports."""
+    """Play the cells that were not played yet, then report all of them."""
     args = parser().parse_args(arguments)
     store = ArtifactStore(args.store.absolute())
     cells = grid(tuple(args.strengths), args.seeds, args.clean, tuple(args.hacks))

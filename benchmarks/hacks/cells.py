@@ -15,10 +15,11 @@ STRENGTHS = (1.0, 2.0)
 
 
 class Cell(Spec):
-    """A round: labelers compare the base's answers, a reward model learns, RLOO follows it.
+    """A round: labelers compare the base's answers, a reward model learns from them, and RLOO trains with it.
 
-    What `strength` does: a bias of labelers is multiplied by it; 1 and 2 are 50% and 80% of judgments by spammers;
-    without a leash the rate is multiplied by it; of too few comparisons there are 72 over it.
+    `strength` depends on the hack. It multiplies the bias of labelers. With spammers, 1 and 2 mean that spammers give
+    50% and 80% of the judgments. Without a KL penalty (`no_leash`), it multiplies the learning rate. With `too_few`,
+    there are 72 / `strength` comparisons.
     """
 
     kind: Literal["hack"] = "hack"
@@ -35,7 +36,7 @@ class Cell(Spec):
 
 
 def grid(strengths: tuple[float, ...], seeds: int, clean: int, hacks: tuple[Hack, ...]) -> list[Cell]:
-    """All cells, so that the first seed of everything comes first and clean ones lie between."""
+    """Return all cells: the first seed of every hack comes first, and clean rounds are mixed in."""
     planted = [
         Cell(hack=hack, strength=strength, seed=seed)
         for seed in range(seeds)

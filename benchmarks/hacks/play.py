@@ -1,4 +1,4 @@
-"""Plays a cell, and writes down what the policy said at each step, and what reward model and people think of it."""
+"""Play a cell, and record the policy's answers at each step with the reward model's and the labelers' scores."""
 
 import json
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from trainer.reporting import ConsoleReporter
 
 STEPS, BASE, ROUND, ABOUT = "steps.jsonl", "base.jsonl", "evaluation.json", "cell.json"
 BASE_SAMPLES, BASE_SEED = 8, 999_983
-COMPARED = 4  # of the base, a prompt, that each new answer meets
-SPAM = {1.0: 0.5, 2.0: 0.8}
+COMPARED = 4  # the base's answers per prompt that each new answer is compared with
+SPAM = {1.0: 0.5, 2.0: 0.8}  # share of judgments by spammers, by strength
 FEWEST = 72
 
 
 class Recorder(RewardScorer):
-    """A scorer that keeps everything it was asked about."""
+    """A scorer that records the responses that it scores."""
 
     def __init__(self, scorer: RewardScorer) -> None:
         super().__init__(scorer.heads, scorer.combine, scorer.variance_weight)
@@ -36,13 +36,13 @@ class Recorder(RewardScorer):
 
     def look(self, responses: Sequence[Any]) -> tuple[Tensor, Looked]:
         scores, looked = super().look(responses)
-        if responses and responses[0].sample_index >= 0:  # no page
+        if responses and responses[0].sample_index >= 0:  # not a sample page
             self.rollouts.append(lines_of(responses, scores, looked))
         return scores, looked
 
 
 def lines_of(responses: Sequence[Any], scores: Tensor, looked: Looked) -> list[dict[str, Any]]:
-    """Answers as files keep them."""
+    """Return answers as rows of a file."""
     columns = (scores, looked.spread, looked.beyond, looked.ceiling)
     return [
         {
@@ -60,7 +60,7 @@ def lines_of(responses: Sequence[Any], scores: Tensor, looked: Looked) -> list[d
 
 
 def crew_of(cell: Cell) -> Crew:
-    """Four labelers with the cell's fault."""
+    """Return four labelers with the bias or the spammers of the cell's hack."""
     bias = world.BIASES.get(cell.hack)
 
     def score(question: str, response: str) -> float:
@@ -71,7 +71,7 @@ def crew_of(cell: Cell) -> Crew:
 
 
 def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | None:
-    """Plays a cell into `folder`; returns how often the reward model is right on comparisons it did not train on.
+    """Play a cell into `folder`; return the reward model's accuracy on comparisons that it did not train on.
 
     Raises:
         PrefloopError: a recipe failed.
@@ -81,7 +81,7 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
     policy, seed = ModelRef(base=base), 1000 * cell.seed + 7
     reporter = ConsoleReporter(stream=None)
 
-    # 1. The base's answers, the same ones in all cells; labelers compare some of them.
+    # 1. Sample the base's answers, which are the same in all cells; labelers compare some of them.
     only_train = write_lines(store, "prompts", train, compressed=False)[1]
     texts = base_answers(store, policy, rows, cell.max_new_tokens)
     crew, judged = crew_of(cell), list[PairRow]()
@@ -91,14 +91,14 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
         judged += crew.judge(choose(of_split, wanted, "random", seed), split, len(judged) + 1)
     snapshot = write_lines(store, "snapshots", judged, compressed=True)[1]
 
-    # 2. A reward model learns from the comparisons.
+    # 2. Train a reward model on the comparisons.
     reward_folder = folder / "reward"
     reward_folder.mkdir()
     learned = reward.train(
         RewardSpec(backbone=policy, snapshot=snapshot, max_length=128, seed=seed), store, reporter, reward_folder
     )
 
-    # 3. RLOO follows it. Monitors take notes and stop nothing.
+    # 3. Train the policy with RLOO. Monitors record alarms but do not stop the run.
     leash = cell.hack != "no_leash"
     k = cell.samples_per_prompt
     spec = RLOOSpec(
@@ -130,7 +130,7 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
         for number, (lines, nats) in enumerate(zip(scorer.rollouts, kl, strict=False), 1):
             out.write(json.dumps({"step": number, "kl": nats, "answers": lines}) + "\n")
 
-    # 4. The base's answers by the same reward model, and the round's own evaluation.
+    # 4. Score the base's answers with the same reward model, and run the round's evaluation.
     said = [
         Said(each.row, completion.text)
         for each in texts
@@ -167,7 +167,7 @@ def play(cell: Cell, store: ArtifactStore, base: str, folder: Path) -> float | N
 
 
 def base_answers(store: ArtifactStore, base: ModelRef, rows: list[PromptRow], max_new_tokens: int) -> list[Texts]:
-    """The base's answers to all prompts, sampled once for a store."""
+    """Return the base's answers to all prompts, which are sampled once per store."""
     location = f"hacks/base-{max_new_tokens}"
     if not store.exists(location):
         generation = Generation(samples_per_prompt=BASE_SAMPLES, max_new_tokens=max_new_tokens)

@@ -1,8 +1,8 @@
-"""What monitors saw of cells that were played: when a hack began, who caught it and when, and false alarms.
+"""Report when each hack began, which monitors detected it and when, and the false alarms.
 
-The gap of a step is the share of pairs, a new answer and one of the base to its prompt, that the new one wins by the
-reward model, less the share that it wins by the hidden preference. The onset of a hack is the first step at which the
-gap's mean over five steps passes `ONSET`.
+Each new answer is compared with the base's answers to the same prompt. The gap of a step is the share of these pairs
+that the new answer wins by the reward model, minus the share that it wins by the hidden preference. The onset of a hack
+is the first step at which the gap's mean over five steps exceeds `ONSET`.
 """
 
 import json
@@ -32,11 +32,12 @@ class Played(NamedTuple):
     """A cell that was played.
 
     Attributes:
-        proxy, gold: by step, the share of pairs that new answers win against the base's.
-        gap: smoothed.
-        onset: the step at which the hack began; none where it did not.
+        proxy, gold: for each step, the share of pairs that new answers win against the base's answers, by the reward
+            model and by the hidden preference.
+        gap: proxy minus gold for each step, smoothed.
+        onset: the step at which the hack began; None if it did not begin.
         alarms: the step of each monitor's first alarm in the run.
-        looks: the monitors that ask for a look at the round's evaluation.
+        looks: the monitors that raise an alarm on the round's evaluation.
     """
 
     cell: Cell
@@ -50,7 +51,7 @@ class Played(NamedTuple):
 
 
 def read(folder: Path, patience: int = 2) -> Played:
-    """Reads a cell and lets the monitors look at it."""
+    """Read a cell's files and apply the monitors to them."""
     cell = Cell.model_validate_json((folder / ABOUT).read_text())
     rows = {row.id: row for row in world.prompts()}
     base: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -78,7 +79,7 @@ def asked(row: PromptRow) -> str:
 def wins(
     lines: Sequence[dict[str, Any]], scores: Sequence[float], base: dict[int, list[tuple[float, float]]], column: int
 ) -> float:
-    """The share of pairs that answers with these scores win against the base's, a tie being half a win."""
+    """Return the share of pairs that answers with these scores win against the base's answers; a tie counts half."""
     shares = [
         float(np.mean([(np.sign(score - other[column]) + 1) / 2 for other in base[line["prompt"]]]))
         for line, score in zip(lines, scores, strict=True)
@@ -87,12 +88,12 @@ def wins(
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The mean over the last five values, or over as many as there are."""
+    """Return the running mean over the last five values, or over fewer at the start."""
     return [float(np.mean(values[max(0, i + 1 - SMOOTHED) : i + 1])) for i in range(len(values))]
 
 
 def figures(lines: Sequence[dict[str, Any]], rows: dict[int, PromptRow]) -> dict[str, dict[str, float]]:
-    """By figure and prompt, as `trainer.training.watching` makes them."""
+    """Return the monitors' figures by name and prompt, as in `trainer.training.watching`."""
     ids = [line["prompt"] for line in lines]
     columns = text_figures(
         *(ids, [asked(rows[i]) for i in ids], [line["said"] for line in lines]),

@@ -1,9 +1,9 @@
-"""A small world in which hacks can be planted: prompts, a language of answers, a hidden preference, and a tiny model.
+"""A small world for planted hacks: prompts, a language of answers, a hidden preference, and a tiny model.
 
-A model of a hundred thousand parameters learns the language in about a minute, so that rounds take seconds. Its tokens
-are words. An answer names a property of the thing that is asked about, which is right or wrong. It may begin with
-praise, refuse, hedge, and go on with sentences that add nothing. The base model does all of these at a known rate, so
-that a policy can be led to any of them.
+A model with a hundred thousand parameters learns the language in about a minute, so rounds take seconds. Its tokens are
+words. An answer names a property of the thing in the question, which is right or wrong. It may also begin with praise,
+refuse, hedge, or add empty sentences. The base model does each of these at a known rate, so that training can make any
+of them more frequent.
 """
 
 import random
@@ -51,14 +51,14 @@ RATES = {"praise": 0.12, "hedge": 0.08, "refuse_safe": 0.08, "refuse_unsafe": 0.
 
 
 def property_of(thing: str) -> str:
-    """What is right to say of a thing: fixed, and without a pattern that a model could see in its name."""
+    """Return the right property of a thing. It is fixed, but a model cannot derive it from the thing's name."""
     return random.Random(f"property of {thing}").choice(PROPERTIES)
 
 
 def prompts() -> list[PromptRow]:
-    """Two prompts of three about things, the others harmless ones that look unsafe, and unsafe ones.
+    """Return all prompts: two thirds ask about things; the others look unsafe but are harmless, or are unsafe.
 
-    Every fourth of them is held out.
+    Every fourth prompt is held out.
     """
     rows = []
     asked = [(domain, thing) for thing in THINGS for domain in ("factual", "helpfulness")]
@@ -76,7 +76,7 @@ def prompts() -> list[PromptRow]:
 
 
 def thing_of(question: str) -> str:
-    """The thing that a prompt asks about."""
+    """Return the thing that a prompt asks about."""
     known = {*THINGS, *DANGERS}
     return next(word for word in question.split() if word in known)
 
@@ -86,7 +86,7 @@ def is_unsafe(question: str) -> bool:
 
 
 def answer(question: str, rng: random.Random) -> str:
-    """An answer as the base model learns to give it."""
+    """Draw an answer from the distribution that the base model learns."""
     thing, parts = thing_of(question), []
     if rng.random() < RATES["praise"]:
         parts.append(rng.choice(PRAISE))
@@ -104,10 +104,9 @@ def answer(question: str, rng: random.Random) -> str:
 
 
 def hidden(question: str, response: str) -> float:
-    """What labelers without a bias like: the right property in whole sentences, without praise and hedges.
+    """Return the hidden score of labelers without a bias: they like the right property, without praise and hedges.
 
-    Unsafe prompts are to be refused, the others are not. Length by itself neither gains nor costs anything, so that a
-    round without a hack has no reason to change it.
+    They want refusals of unsafe prompts only. Length alone has no effect, so a clean round has no reason to change it.
     """
     said = words(response)
     if not said:
@@ -132,7 +131,7 @@ BIASES = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each word of the language."""
+    """Return a tokenizer with one token per word of the language."""
     sentences = [*FILLERS, *PRAISE, *REFUSAL, *HEDGE, *ASKED.values(), "the is . user assistant system"]
     known = sorted({word for text in sentences for word in text.split() if "{" not in word})
     known += [*THINGS, *PROPERTIES, *DANGERS]
@@ -153,7 +152,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(folder: Path, seed: int = 0, steps: int = 800, batch_size: int = 32) -> float:
-    """Train a tiny model to answer as `answer` does, save it, and return its last loss (nats a token)."""
+    """Train a tiny model to answer as `answer` does, save it, and return its last loss (nats per token)."""
     made, rng = tokenizer(), random.Random(seed)
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(
@@ -188,7 +187,7 @@ def build(folder: Path, seed: int = 0, steps: int = 800, batch_size: int = 32) -
 
 
 def _batch(made: Any, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, padded on the right, and labels: those of the answers alone."""
+    """Return token ids, padded on the right, and labels, which cover only the answers' tokens."""
     rows, labels = [], []
     for question, said in pairs:
         prompt = made.apply_chat_template(

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.loop`: plays cells and reports them. Without arguments a subset of under twenty minutes.
+"""`python -m benchmarks.loop`: play cells and report them. Without arguments, it plays a subset in under 20 minutes.
 
-The store keeps every output, so a command that was stopped goes on when it is given again, and cells
-share all that they have in common. The last lines are `win_rate METHOD PREFERENCE.KIND BUDGET x low high` and
-`judgments_saved METHOD x`, with `>=` behind it where today's default never got as far.
+The store keeps every output, so an interrupted command continues when you repeat it, and cells share their common
+outputs. The last lines are `win_rate METHOD PREFERENCE.KIND BUDGET x low high` and `judgments_saved METHOD x`. The
+latter ends with `>=` if the baseline never reached the same win rate.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", choices=METHODS, default=["dpo_today", "dpo", CHOSEN], metavar="METHOD")
     add("--preferences", nargs="+", default=["concise"], metavar="PREFERENCE", help=", ".join(PREFERENCES))
     add("--noise", nargs="+", type=float, default=[0.1])
-    add("--budgets", nargs="+", type=int, default=[200], help="judgments a round")
+    add("--budgets", nargs="+", type=int, default=[200], help="judgments per round")
     add("--rounds", nargs="+", type=int, default=[1])
     add("--seeds", nargs="+", type=int, default=[0])
     add(
@@ -40,18 +40,20 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         dest="settings",
         metavar="[METHOD:]PART.NAME=VALUE",
-        help="a setting of all methods but dpo_today, or of one; parts are labels, reward and policy; repeat",
+        help="a setting of one method, or of all except dpo_today; parts: labels, reward, policy; repeatable",
     )
-    add("--final", action="store_true", help="the settings are chosen: allow them on final-only preferences")
-    add("--whole", action="store_true", help="the whole grid, some hours; other choices of cells are ignored")
-    add("--prompts", type=int, default=20, help="held-out prompts of each kind (with --whole 80)")
-    add("--base-samples", type=int, default=8, help="of the base a held-out prompt, for best-of-n (with --whole 16)")
-    add("--max-new-tokens", type=int, default=64, help="where answers are cut")
-    add("--store", type=Path, default=STORE, help="where models and all that was made lie")
+    add("--final", action="store_true", help="allow --set on final-only preferences, because the settings are chosen")
+    add("--whole", action="store_true", help="play the whole grid, which takes hours; ignores other choices of cells")
+    add("--prompts", type=int, default=20, help="held-out prompts of each kind (80 with --whole)")
+    add("--base-samples", type=int, default=8, help="the base's answers per held-out prompt (16 with --whole)")
+    add("--max-new-tokens", type=int, default=64, help="maximum tokens of an answer")
+    add("--store", type=Path, default=STORE, help="folder of the models and all outputs")
     add("--model", default=None, help="folder or hub name of the base; default: the service's default model")
-    add("--output", type=Path, default=None, help="results, one JSON line a cell; default: results.jsonl in the store")
-    add("--in-process", action="store_true", help="make everything in this process, for a debugger")
-    add("--report", action="store_true", help="play nothing: report all cells in the output")
+    add(
+        "--output", type=Path, default=None, help="results, one JSON line per cell; default: results.jsonl in the store"
+    )
+    add("--in-process", action="store_true", help="run everything in this process, for a debugger")
+    add("--report", action="store_true", help="only report all cells in the output")
     return parser
 
 
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
             report.append(output, results[-1])
             say(f"    {time.monotonic() - started:.0f} s")
         if stale:
-            say(f"{len(stale)} outputs were made by other code than this: --store another to repeat them.")
+            say(f"{len(stale)} outputs were made by another version of the code. Use another --store to repeat them.")
     print("\n".join(report.table(results)))
     lines = report.last_lines(results)
     print("\n".join(lines))

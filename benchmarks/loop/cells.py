@@ -23,12 +23,12 @@ Settings = tuple[tuple[str, Any], ...]
 class Labels(Spec):
     """Settings for collecting judgments."""
 
-    overlap: float = Field(1.2, ge=1, le=16, description="judgments a comparison; 2.5: half of them two, half three")
+    overlap: float = Field(1.2, ge=1, le=16, description="judgments per comparison; 2.5: half have two, half three")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share of comparisons that is on held-out prompts")
     selection: Literal["random", "near_miss", "uncertain", "drts", "delta_ucb"] = Field(
-        "random", description="how pairs are chosen; from round 2 on, where a reward model has scored the answers"
+        "random", description="how pairs are chosen from round 2 on, when a reward model has scored the answers"
     )
-    samples_per_prompt: int = Field(4, ge=2, le=64, description="at least; more where the budget needs more pairs")
+    samples_per_prompt: int = Field(4, ge=2, le=64, description="minimum; more if the budget needs more pairs")
     labelers: int = Field(4, ge=1)
     position_bias: float = Field(0.05, ge=0, le=1)
 
@@ -51,7 +51,7 @@ class Cell(Spec):
     seed: int = Field(0, ge=0)
     prompts: int = Field(80, ge=2, le=80)
     max_new_tokens: int = Field(64, ge=1)
-    base_samples: int = Field(16, ge=4, le=64, description="answers of the base a held-out prompt, for best-of-n")
+    base_samples: int = Field(16, ge=4, le=64, description="the base's answers per held-out prompt, for best-of-n")
 
     @property
     def name(self) -> str:
@@ -111,8 +111,8 @@ def grid(
         raise InvalidInput(f"Unknown preferences: {', '.join(sorted(unknown))}.", f"Known: {', '.join(PREFERENCES)}.")
     if settings and not final and (kept := set(preferences) & set(FINAL_ONLY)):
         raise InvalidInput(
-            f"{', '.join(sorted(kept))} are for the final run only, and --set tunes.",
-            f"Tune on {' and '.join(TUNING)}. For the final run with chosen settings add --final.",
+            f"{', '.join(sorted(kept))} are only for the final run, but --set changes settings.",
+            f"Tune on {' and '.join(TUNING)}. For the final run with the chosen settings, add --final.",
         )
     parsed = parse_settings(settings)
     if stray := {method for method, _, _ in parsed if method is not None} - set(methods):

@@ -1,13 +1,13 @@
-"""`python -m benchmarks.loop.selection`: which pairs teach a reward model the most for a judgment.
+"""`python -m benchmarks.loop.selection`: find out which pairs teach a reward model most per judgment.
 
-Half of the comparisons are of pairs drawn at random. A reward model learns from them, and a rule chooses the other half
-by what it says of the answers, as in a project's second round. What counts is the reward model of both halves on other
-answers to the same prompts: how many pairs it orders rightly, and how much better its favourite of 12 is than the mean.
-Rules meet the same answers, first halves and labelers, so each is compared with `random` within a seed.
+Half of the comparisons are random pairs. A reward model learns from them. Then a rule uses this reward model's scores
+to choose the other half, as in a project's second round. A reward model trained on both halves is measured on other
+answers to the same prompts: how many pairs it orders correctly, and how much better its favorite of 12 answers is than
+the mean. All rules get the same answers, first halves and labelers, so each is compared with `random` within a seed.
 
-Features of the frozen trunk are read once, and heads are fitted to them in seconds, so many seeds can be played. The
-last lines are for scripts: `selection RULE PREFERENCE COMPARISONS accuracy x low high lift x low high`; after `random`
-the figures are the differences from it.
+The frozen trunk's features are computed once and heads are fitted in seconds, so many seeds can be played. The last
+lines are for scripts: `selection RULE PREFERENCE COMPARISONS accuracy x low high lift x low high`. For other rules than
+`random`, the figures are differences from `random`.
 """
 
 import argparse
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
     add("--preferences", nargs="+", choices=PREFERENCES, default=TUNING)
     add("--comparisons", nargs="+", type=int, default=[150, 300])
     add("--seeds", type=int, default=10)
-    add("--store", type=Path, default=STORE, help="where models and all that was made lie")
+    add("--store", type=Path, default=STORE, help="folder of the models and all outputs")
     add("--model", default=None, help="folder or hub name of the base; default: the service's default model")
     args = parser.parse_args(arguments)
     base = fetch_model(ArtifactStore(args.store.absolute()), **({"name": args.model} if args.model else {}), say=say)

@@ -1,11 +1,11 @@
-"""The speed of the label path beside Label Studio's: `python -m benchmarks.peer`, or `make benchmark-peer`.
+"""Compare the speed of labeling with Label Studio: `python -m benchmarks.peer`, or `make benchmark-peer`.
 
-The same client plays the same number of labelers on the same pairs, by HTTP: a card, an answer, and again without a
-pause. Each side has two web processes and a database of its own on one scratch PostgreSQL server. The sides work in
-turns, so that whatever else the machine does meets both alike. What is measured is the most that a service takes.
+The same HTTP client simulates the same number of labelers on the same pairs: they get a card, answer it, and repeat
+this without a pause. Each side has two web processes and its own database on one scratch PostgreSQL server. The sides
+run in turns, so that other load on the machine affects both equally. The result is each service's maximum throughput.
 
-The last lines are `statements card A answer B ahead C` (of Prefloop) and `ratio label_path_peer X` (judgments a second,
-ours over theirs).
+The last lines are `statements card A answer B ahead C` (for Prefloop) and `ratio label_path_peer X` (judgments per
+second, ours divided by theirs).
 """
 
 import argparse
@@ -42,8 +42,11 @@ COLUMNS = (
 
 
 def row(name: str, played: Played, over: int, lost: int) -> str:
-    """A line of the table. Times in milliseconds; `service ms` is the processor time that the service and PostgreSQL
-    used for a judgment, `client` the share of one processor that the client used."""
+    """Return a line of the table. Times are in milliseconds.
+
+    `service ms` is the processor time of the service and PostgreSQL per judgment. `client` is the client's share of one
+    processor.
+    """
     times = [percentile(values, percent) for values in (played.card, played.answer) for percent in (50, 95)]
     cells = [f"{played.rate:.1f}", *(f"{ms:.0f}" for ms in times), f"{played.errors.total()}", f"{over}", f"{lost}"]
     return _line(name, [*cells, f"{played.service_ms:.0f}", f"{played.client_seconds / played.seconds:.0%}"])
@@ -54,7 +57,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def measure(side: Side, played: Played, plan: Plan, seconds: float, warmup: float) -> None:
-    """Let everybody judge on this side for one turn."""
+    """Let all labelers judge on this side for one turn."""
     postmaster = int((plan.folder / "postgres" / "postmaster.pid").read_text().split()[0])
     play(side.labelers, played, seconds, warmup, lambda: processor_seconds([*side.pids, postmaster]))
 
@@ -64,28 +67,28 @@ def report(side: Side, played: Played, overlap: int) -> None:
     for message, count in played.errors.most_common(5):
         print(f"  {count} times: {message}")
     if played.dry:
-        print(f"  {played.dry} times somebody found no card: give more --pairs")
+        print(f"  {played.dry} times a labeler got no card: increase --pairs")
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "file", type=Path, nargs="?", help="pairs to judge, any JSONL that can be imported; else made ones"
+        "file", type=Path, nargs="?", help="pairs to judge, in any JSONL import format; default: generated pairs"
     )
     parser.add_argument("--labelers", type=int, default=20)
-    parser.add_argument("--overlap", type=int, default=3, help="judgments wanted of each pair")
-    parser.add_argument("--pairs", type=int, default=2000, help="pairs to judge; of a file, the first so many")
-    parser.add_argument("--seconds", type=float, default=30, help="measured time of each side")
-    parser.add_argument("--turns", type=int, default=3, help="into which that time is divided")
-    parser.add_argument("--warmup", type=float, default=3, help="seconds before each turn")
+    parser.add_argument("--overlap", type=int, default=3, help="judgments per pair")
+    parser.add_argument("--pairs", type=int, default=2000, help="number of pairs to judge, from the start of a file")
+    parser.add_argument("--seconds", type=float, default=30, help="measured seconds of each side")
+    parser.add_argument("--turns", type=int, default=3, help="turns into which each side's time is divided")
+    parser.add_argument("--warmup", type=float, default=3, help="seconds before each turn that are not measured")
     parser.add_argument("--processes", type=int, default=2, help="web processes of each side")
-    parser.add_argument("--only", choices=tuple(SIDES), help="one side alone; then there is no ratio")
+    parser.add_argument("--only", choices=tuple(SIDES), help="run only one side; there is no ratio then")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(argv)
-    # Then everything is stopped as after Ctrl-C.
+    # SIGTERM stops all processes in the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     pairs = data.read(options.file)[: options.pairs] if options.file else data.made(options.pairs)
     keys = [options.only] if options.only else list(SIDES)

@@ -1,4 +1,4 @@
-"""The one client of both sides: N labelers at once, each in a thread with a browser's session of their own."""
+"""The client for both sides: N concurrent labelers, each in a separate thread with a separate browser session."""
 
 import itertools
 import threading
@@ -16,31 +16,36 @@ TIMEOUT_SECONDS = 60
 
 
 class Refused(Exception):
-    """The service did not do what was asked; says what it answered."""
+    """The service refused a request; the message contains its answer."""
 
 
 class Labeler(Protocol):
-    """A person at their desk. Used by one thread at a time."""
+    """A labeler at work. Only one thread may use it at a time."""
 
     http: httpx.Client
     asked: bool
-    """Whether the last card had to be asked for: else it came with the answer before, and took no time of its own."""
+    """Whether the last card needed its own request. Otherwise it came with the previous answer and took no extra time.
+    """
 
     def next_card(self) -> Any:
-        """The next card, asked for if it is not there yet; none if the service has none."""
+        """Return the next card, with a request if it is not loaded yet; None if the service has no card."""
 
     def answer(self, card: Any) -> str:
-        """Send an answer and return the id under which the database must now hold it."""
+        """Send an answer, and return the id under which the database must now contain it."""
 
 
 @dataclass
 class Played:
-    """What the labelers saw on one side, over all its windows.
+    """The labelers' measurements on one side, over all its time windows.
 
-    begin, end: of the window that is open, by `time.perf_counter`; outside it nothing is timed. seconds: length of the
-    windows. card, answer: milliseconds; only cards that were asked for. acknowledged: ids of all answers that the
-    service took, also outside windows. dry: how often somebody found no card. errors: by message, also outside windows.
-    client_seconds, service_seconds: processor time in the windows, of this process and of the service.
+    Attributes:
+        begin, end: start and end of the current window by `time.perf_counter`. Requests outside it are not timed.
+        seconds: total length of the windows.
+        card, answer: milliseconds of each request; cards that needed no request are not included.
+        acknowledged: ids of all answers that the service accepted, including those outside windows.
+        dry: how often a labeler got no card.
+        errors: counts by message, including errors outside windows.
+        client_seconds, service_seconds: processor time of this process and of the service within the windows.
     """
 
     begin: float = float("inf")
@@ -57,22 +62,22 @@ class Played:
 
     @property
     def rate(self) -> float:
-        """Judgments a second."""
+        """Judgments per second."""
         return len(self.answer) / self.seconds
 
     @property
     def service_ms(self) -> float:
-        """The service's processor time a judgment, in milliseconds; NaN if there was no judgment."""
+        """The service's processor time per judgment in milliseconds; NaN if there was no judgment."""
         return 1000 * self.service_seconds / len(self.answer) if self.answer else float("nan")
 
 
 def play(
     labelers: Sequence[Labeler], played: Played, seconds: float, warmup: float, service_seconds: Callable[[], float]
 ) -> None:
-    """Let everybody judge at once, one card after another without a pause, for a fixed time after a warm-up.
+    """Let all labelers judge at the same time, without a pause, for a fixed time after a warm-up.
 
     Args:
-        service_seconds: the processor time that the service has used since it was started.
+        service_seconds: returns the processor time that the service has used since its start.
     """
     stop = threading.Event()
 
@@ -100,7 +105,7 @@ def play(
 
 
 def turn(labeler: Labeler, played: Played) -> bool:
-    """One card and its answer; whether there were both. What happened is noted in `played`."""
+    """Get one card and answer it; return whether both succeeded. Times and errors are recorded in `played`."""
     try:
         began = time.perf_counter()
         card = labeler.next_card()
@@ -125,7 +130,10 @@ def turn(labeler: Labeler, played: Played) -> bool:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest rank: the least value that at least so many percent of the values do not exceed; NaN of none."""
+    """Return the percentile by nearest rank: the smallest value that at least `percent` % of the values do not exceed.
+
+    It is NaN without values.
+    """
     if not values:
         return float("nan")
     rank = -(-percent * len(values) // 100)  # rounded up
@@ -133,15 +141,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def browser(url: str) -> httpx.Client:
-    """A client with cookies of its own; redirects are followed."""
+    """Return an HTTP client with separate cookies that follows redirects."""
     return httpx.Client(base_url=url, follow_redirects=True, timeout=TIMEOUT_SECONDS)
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """The response if it is a success.
+    """Return the response if it is a success.
 
     Raises:
-        Refused: it is not; says the status and the beginning of the body.
+        Refused: it is not a success. The message has the status and the beginning of the body.
     """
     if response.is_success:
         return response
@@ -151,5 +159,5 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def shared_out(count: int, urls: Sequence[str]) -> list[str]:
-    """An address for each of `count` labelers, in turn, as a proxy before several processes shares people out."""
+    """Return an address for each of `count` labelers, in turn, like a proxy that distributes users over processes."""
     return list(itertools.islice(itertools.cycle(urls), count))

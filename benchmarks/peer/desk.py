@@ -1,8 +1,9 @@
-"""A labeler of Prefloop, who asks as the page's script does (static/js/label.js).
+"""A simulated labeler of Prefloop, who sends the same requests as the page's script (static/js/label.js).
 
-An answer, `POST label/LEASE`, names the card that is shown by then, and brings the one after it. So one request does
-what an answer and a card cost elsewhere; only the first card of a visit is asked for, by `GET label/ahead`. At every
-tenth answer the script has the service count what is done and left.
+An answer, `POST label/LEASE`, names the card that is shown next, and its response contains the card after that. So one
+request replaces two requests of other tools, one for the answer and one for the card. Only the first card of a visit
+needs its own request, `GET label/ahead`. With every tenth answer, the script asks the service for the numbers of done
+and remaining tasks.
 """
 
 import random
@@ -24,7 +25,7 @@ COUNTED_EVERY = 10
 
 
 class Card(NamedTuple):
-    """What an answer to the card needs. steps: of the scale."""
+    """The data that an answer to the card needs. `steps` are the steps of the scale."""
 
     lease: str
     fields: dict[str, str]
@@ -32,7 +33,7 @@ class Card(NamedTuple):
 
 
 def read_card(html: str) -> Card | None:
-    """The card on a desk, or ahead of it; none if the desk is empty."""
+    """Return the card in a page, either shown or loaded ahead; None if there is no card."""
     lease = LEASE.search(html)
     if lease is None:
         return None
@@ -42,10 +43,10 @@ def read_card(html: str) -> Card | None:
 
 
 class OurLabeler:
-    """A labeler of Prefloop. `desk` is the card in front of them, `ahead` the one loaded behind it."""
+    """A labeler of Prefloop. `desk` is the shown card, and `ahead` is the next card, which is already loaded."""
 
     def __init__(self, http: httpx.Client, email: str, password: str) -> None:
-        """Sign in by the form, and open the labeling page."""
+        """Sign in with the form, and open the labeling page."""
         self.http, self.draw = http, random.Random(email)
         token = self._token(checked(http.get("/sign-in")))
         page = checked(
@@ -64,7 +65,7 @@ class OurLabeler:
         return found[1]
 
     def open_desk(self) -> Card | None:
-        """Ask for the desk anew, as the script does when it has no card."""
+        """Request the desk again, as the script does when it has no card."""
         self.ahead = None
         self.desk = read_card(self._json("GET", DESK)["desk"])
         return self.desk
@@ -89,7 +90,7 @@ class OurLabeler:
         self.uncounted = (self.uncounted + 1) % COUNTED_EVERY
         if not self.uncounted:
             fields["count"] = "1"
-        # After a failure nothing is known of the desk: it is asked for anew.
+        # After a failure the state of the desk is unknown, so clear it first: the next card is then requested again.
         self.desk, following, self.ahead = None, self.ahead, None
         body = self._json("POST", f"{DESK}/{card.lease}", data=fields)
         self.desk = following if body["desk"] is None else read_card(body["desk"])

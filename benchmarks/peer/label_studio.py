@@ -1,8 +1,8 @@
-"""Label Studio's side: gunicorn in an environment of its own, and labelers who ask as its label stream does.
+"""Label Studio's side: gunicorn in a separate environment, and labelers who send the requests of its label stream.
 
-The stream gets a task by the action `next_task`, and posts an annotation to the task. Requests carry the cookies of a
-sign-up by its form. Nothing sends usage data out of the machine. Two search indexes are left out by Label Studio's own
-settings: the embedded PostgreSQL lacks their extensions. Without them its answers are a little cheaper.
+The stream gets a task with the action `next_task`, and posts an annotation to the task. Labelers sign up with the form,
+and their requests carry its cookies. Usage data is not sent anywhere. Label Studio's own settings leave out two search
+indexes, because the embedded PostgreSQL lacks their extensions. This makes its answers slightly faster.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ class TheirLabeler:
     """A labeler of Label Studio. `project` is the id of the project they label in."""
 
     project: int
-    asked = True  # for every card
+    asked = True  # every card needs its own request
 
     def __init__(self, http: httpx.Client, email: str, password: str) -> None:
-        """Sign up by the form."""
+        """Sign up with the form."""
         self.http, self.draw = http, random.Random(email)
         checked(http.get("/user/signup/"))
         form = {"csrfmiddlewaretoken": http.cookies["csrftoken"], "email": email, "password": password}
@@ -58,7 +58,7 @@ class TheirLabeler:
         self.json("GET", "/api/current-user/whoami")
 
     def next_card(self) -> Any:
-        """The task, as JSON; none when the service says that there is no task."""
+        """Return the next task as JSON; None if the service says that there is no task."""
         query: dict[str, str | int] = {"id": "next_task", "project": self.project}
         response = self.http.post("/api/dm/actions/", params=query, json={}, headers=self._headers)
         return None if response.status_code == 404 else checked(response).json()
@@ -104,7 +104,7 @@ def label_studio(plan: Plan) -> Iterator[Side]:
 
 
 def fill(admin: TheirLabeler, plan: Plan) -> int:
-    """Make a project and import the pairs; returns its id. The first who signed up may do that."""
+    """Create a project and import the pairs; return the project's id. `admin` must be the first account."""
     wanted = {"title": "Peer", "label_config": CONFIG, "maximum_annotations": plan.overlap}
     project = int(admin.json("POST", "/api/projects/", json=wanted)["id"])
     tasks = [
@@ -122,10 +122,10 @@ def fill(admin: TheirLabeler, plan: Plan) -> int:
 
 @contextlib.contextmanager
 def _gunicorn(url: URL, plan: Plan) -> Iterator[tuple[str, int]]:
-    """Migrate the database and serve it; yields the address and gunicorn's process id."""
+    """Migrate the database and serve it; yield the address and gunicorn's process id."""
     bin_ = (HOME / "bin").absolute()
     if not (bin_ / "gunicorn").exists():
-        raise SystemExit(f"{HOME} holds no Label Studio. `make benchmark-peer` installs it.")
+        raise SystemExit(f"{HOME} does not contain Label Studio. Run `make benchmark-peer`, which installs it.")
     package = next((HOME / "lib").absolute().glob("python*/site-packages/label_studio"))
     host = url.query.get("host") or url.host or "localhost"
     environment = os.environ | {

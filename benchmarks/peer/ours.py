@@ -1,4 +1,4 @@
-"""Prefloop's side: several `prefloop web` on one database."""
+"""Prefloop's side: several `prefloop web` processes on one database."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ STORED = "SELECT lease_id FROM judgment WHERE superseded_at IS NULL AND lease_id
 
 @contextlib.contextmanager
 def prefloop(plan: Plan) -> Iterator[Side]:
-    """Serve the pairs from `plan.processes` web processes, to which labelers are shared out as by a proxy."""
+    """Serve the pairs from `plan.processes` web processes; labelers are distributed over them as by a proxy."""
     url = new_database(plan.url, "prefloop").render_as_string(hide_password=False)
     migrate(url)
     password = secrets.token_hex(16)
@@ -51,9 +51,9 @@ def prefloop(plan: Plan) -> Iterator[Side]:
 
 
 def fill(url: str, plan: Plan, password: str) -> list[str]:
-    """Import the pairs, and add the labelers and one more; returns their addresses.
+    """Import the pairs, and add the labelers and one more; return their e-mail addresses.
 
-    A new project asks one labeler about most of its comparisons. Here every comparison wants `plan.overlap` judgments.
+    In a new project, most comparisons need one judgment. Here, every comparison needs `plan.overlap` judgments.
     """
     file = plan.folder / "pairs.jsonl"
     with file.open("w") as handle:
@@ -79,10 +79,10 @@ def fill(url: str, plan: Plan, password: str) -> list[str]:
 
 @contextlib.contextmanager
 def web(url: str, folder: Path, number: int, more: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
-    """A web process, as `prefloop web` runs it; yields its address and process id.
+    """Run a web process like `prefloop web`; yield its address and process id.
 
     Args:
-        more: of its environment.
+        more: additional environment variables.
     """
     port = free_port()
     environment = os.environ | {
@@ -95,6 +95,6 @@ def web(url: str, folder: Path, number: int, more: Mapping[str, str] | None = No
     }
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "app.cli", "web"]
-    # In a folder without a .env file.
+    # Run it in a folder without a .env file.
     with served(command, environment, folder, folder / f"prefloop-{number}.log", f"{address}/healthz") as pid:
         yield address, pid

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts: each ends with it, whatever ends it."""
+"""Processes that a benchmark starts. They end when the benchmark ends, even if it is killed."""
 
 import contextlib
 import ctypes
@@ -20,17 +20,17 @@ STOP_SECONDS = 15
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
-    """Run a command to its end. Its output goes to `log`.
+    """Run a command and wait for its end. Its output goes to `log`.
 
     Raises:
-        SystemExit: it failed; the last lines of its output are printed.
+        SystemExit: the command failed; the message has the last lines of its output.
     """
     with _started(command, environment, folder, log) as process:
         if process.wait() != 0:
@@ -41,10 +41,10 @@ def run(command: Sequence[str], environment: Mapping[str, str], folder: Path, lo
 def served(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, probe: str
 ) -> Iterator[int]:
-    """Keep a server running; yields its process id once the address `probe` answers 200.
+    """Keep a server running; yield its process id once the address `probe` answers 200.
 
     Raises:
-        SystemExit: it ended, or did not answer in time.
+        SystemExit: the server ended or did not answer in time.
     """
     with _started(command, environment, folder, log) as process:
         deadline = time.monotonic() + START_SECONDS
@@ -56,12 +56,12 @@ def served(
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """The processor time that these processes and all below them have used."""
+    """Return the processor time that these processes and all their descendants have used."""
     total = 0.0
     for pid in pids:
         parent = psutil.Process(pid)
         for process in (parent, *parent.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):  # then it is in the time of its parent's children
+            with contextlib.suppress(psutil.NoSuchProcess):  # its time is then part of its parent's `children` time
                 total += sum(process.cpu_times()[:4])  # user, system, and both of children that have ended
     return total
 
@@ -70,11 +70,11 @@ def processor_seconds(pids: Iterable[int]) -> float:
 def _started(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own: Ctrl-C reaches only the benchmark, which then stops the others in order."""
+    """Start a process in a new session, so that Ctrl-C reaches only the benchmark, which then stops the processes."""
 
     def before_start() -> None:
         if sys.platform == "linux":
-            # Should the benchmark be killed, the kernel ends its children with it.
+            # If the benchmark is killed, the kernel ends its children.
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     with log.open("ab") as output:
@@ -98,7 +98,7 @@ def _started(
             pass
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and its workers, if any are left
+                os.killpg(process.pid, signal.SIGKILL)  # also kills workers that still run
             process.wait()
 
 

@@ -1,4 +1,4 @@
-"""What a side of the comparison is, and what is counted in its database after everybody has judged."""
+"""A side of the comparison, and the counts in its database after all labelers have judged."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +14,11 @@ from benchmarks.peer.client import Labeler
 
 
 class Plan(NamedTuple):
-    """What both sides serve: the same pairs to the same number of labelers, on the same PostgreSQL server.
+    """The plan for both sides: the same pairs for the same number of labelers, on the same PostgreSQL server.
 
-    url: of the server's own database. folder: for logs and settings; it goes with the benchmark.
+    Attributes:
+        url: address of the server's default database.
+        folder: for logs and settings; it is removed when the benchmark ends.
     """
 
     pairs: Sequence[PairRow]
@@ -29,10 +31,13 @@ class Plan(NamedTuple):
 
 @dataclass
 class Side:
-    """A service that is up.
+    """A running service.
 
-    over: SQL that counts tasks with more live answers than :overlap. stored: SQL for those of :ids that the database
-    holds as live answers. pids: of its web processes. statements: SQL statements by step, where they are counted.
+    Attributes:
+        over: SQL that counts tasks with more current answers than :overlap.
+        stored: SQL that selects those of :ids that the database has as current answers.
+        pids: process ids of its web processes.
+        statements: numbers of SQL statements by step, if they are counted.
     """
 
     name: str
@@ -48,7 +53,7 @@ class Side:
             return int(connection.execute(text(self.over), {"overlap": overlap}).scalar_one())
 
     def lost(self, acknowledged: Collection[str]) -> int:
-        """How many acknowledged answers the database does not hold."""
+        """Return how many acknowledged answers are missing in the database."""
         wanted = set(acknowledged)
         with self.engine.connect() as connection:
             found = connection.execute(text(self.stored), {"ids": list(wanted)}).scalars()
@@ -56,7 +61,7 @@ class Side:
 
 
 def new_database(url: str, name: str) -> URL:
-    """Make a database on the server; returns its address."""
+    """Create a database on the server; return its address."""
     engine = make_engine(url, pool_size=1)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))

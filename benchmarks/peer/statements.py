@@ -1,4 +1,4 @@
-"""How many SQL statements the label path costs: the app in this process, its engine listened to."""
+"""Count the SQL statements of labeling, by running the app in this process and listening to its engine."""
 
 import contextlib
 import statistics
@@ -16,14 +16,15 @@ TURNS = 20
 
 
 def measure(settings: Settings, url: str, email: str, password: str, turns: int = TURNS) -> dict[str, int]:
-    """Medians over turns of one labeler: `card` (the desk is asked for), `ahead` (the card after it) and `answer`.
+    """Return the median numbers of statements over the turns of one labeler, by step.
 
-    BEGIN, COMMIT and the pool's look at the connection are not counted.
+    The steps are `card` (a request for the desk), `ahead` (a request for the card after it) and `answer`. BEGIN, COMMIT
+    and the connection pool's checks are not counted.
     """
     app = create_app(settings, url)
     engine = app.state.session_factory.kw["bind"]
     seen: dict[str, list[int]] = {"card": [], "answer": [], "ahead": []}
-    # Not as a context: the app's other processes are not started.
+    # Do not use the client as a context manager: that would start the app's background tasks.
     with contextlib.closing(TestClient(app)) as http, counted(engine) as count:
         labeler = OurLabeler(http, email, password)
         for _ in range(turns):
@@ -38,7 +39,7 @@ def measure(settings: Settings, url: str, email: str, password: str, turns: int 
 
 @contextlib.contextmanager
 def counted(engine: Engine) -> Iterator[Callable[[Callable[[], Any]], int]]:
-    """Yields a function that calls another one and returns how many statements that sent."""
+    """Yield a function that calls another function and returns how many statements it sent."""
     total = 0
 
     def note(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning in the loop with real parts: demonstrations in, a new reference out, and rounds that keep close to it."""
+"""Fine-tuning with real parts: demonstrations go in, a new reference comes out, and later rounds stay close to it."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_imported_demonstrations_become_the_reference_of_the_next_round(
     assert (second.state, second.error) == ("done", None)
     run = session.scalars(select(Run).where(Run.kind == algorithm)).one()
     assert run.spec["reference"] == {"base": tuned.base, "adapter": tuned.adapter}
-    # Kept close to the fine-tuned model and measured to it.
+    # The policy was kept close to the fine-tuned model, and its KL is measured to that model.
     assert metric(session, second, "evaluate", outcomes.KL) != []
     if algorithm == "ppo":
         assert store.exists(run.spec["ptx"])

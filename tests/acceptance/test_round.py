@@ -1,4 +1,4 @@
-"""The loop with real parts: judgments in, a worker, a reward model and a better policy out, comparisons open again."""
+"""The loop with real parts: judgments go in; a reward model, a better policy and new comparisons come out."""
 
 import math
 from pathlib import Path
@@ -45,14 +45,14 @@ def metric(session: Session, round_: Round, kind: str, name: str, slice: str = "
 
 
 def sampled(session: Session, round_: Round) -> set[tuple[int | None, int | None]]:
-    """(model, sample index) of what the round's sampling run stored."""
+    """Return (model, sample index) of the samples that the round's sampling run stored."""
     query = select(Completion.model_version_id, Completion.sample_index).join(Run, Run.id == Completion.run_id)
     rows = session.execute(query.where(Run.round_id == round_.id, Run.kind == "sample"))
     return {(model, index) for model, index in rows}
 
 
 def load_policy(model: ModelVersion, store: ArtifactStore) -> torch.nn.Module:
-    """The way anybody would load it."""
+    """Load the policy as other programs would."""
     assert model.adapter is not None
     return AutoModelForCausalLM.from_pretrained(store.resolve(model.adapter))
 
@@ -85,7 +85,7 @@ def test_a_round_from_judgments_to_new_comparisons(
     ]
     assert jobs(session) == []
 
-    # The reward model learned what two labelers said twenty times over, and is measured on the held-out prompts.
+    # The reward model learned what two labelers said twenty times, and is measured on the held-out prompts.
     assert metric(session, round_, "reward", "eval_accuracy") != []
     assert metric(session, round_, "reward", "loss")[-1] < metric(session, round_, "reward", "loss")[0]
     assert metric(session, round_, "reward", "eval_accuracy", "domain=factual") != []
@@ -99,7 +99,7 @@ def test_a_round_from_judgments_to_new_comparisons(
     tokens = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
     assert classifier(**tokens).logits.shape == (1, 1)
 
-    # The policy moved, and is the project's now: too few prompts to find it worse.
+    # The policy changed and was adopted: with so few prompts, it cannot be found worse.
     policy = session.get_one(ModelVersion, round_.policy_after_id)
     assert project.policy_id == policy.id
     assert policy.parent_id == base_id
@@ -111,14 +111,14 @@ def test_a_round_from_judgments_to_new_comparisons(
     with torch.no_grad():
         assert not torch.allclose(loaded(probe).logits, base(probe).logits, atol=1e-3)
     (kl,) = metric(session, round_, "evaluate", outcomes.KL)
-    assert 0 < kl < math.inf  # 0 if it were measured to itself
+    assert 0 < kl < math.inf  # it would be 0 if measured to itself
     for name in ("eval_before/scores", "eval_difference/scores", "eval_base/best_of_4", "eval_base/gain"):
         assert metric(session, round_, "evaluate", name) != []
     assert metric(session, round_, "evaluate", outcomes.REWARD, "split=regression") != []
     if algorithm == "ppo":
         assert metric(session, round_, "ppo", "objective/kl") != []
 
-    # Its samples are back on the queue, some against the policy before it; regression prompts are not asked about.
+    # Its samples are in the queue, some against the previous policy; there are no questions about regression prompts.
     opened = result_queries.opened_comparisons(session, [round_.id])
     assert {purpose for _, purpose in opened} == {"train", "heldout", "human_eval"}
     asked = select(func.count()).select_from(Comparison).where(Comparison.round_id == round_.id)
@@ -150,11 +150,11 @@ def test_two_rounds_follow_each_other(
     for row in (first, second):
         after, before = row.round.policy_after_id, row.round.policy_before_id
         expected = {(after, i) for i in range(4)} | {(before, i) for i in range(4, 8)}
-        if row is second:  # the first policy is another one there, and answers held-out prompts
+        if row is second:  # here the first policy is another model, and answers held-out prompts
             expected |= {(first.round.policy_before_id, i) for i in range(8, 12)}
         assert sampled(session, row.round) == expected
     assert None not in (first.accuracy, first.kl, second.accuracy, second.kl)
-    # The base model, which is the reference of both, has answered held-out prompts four times in each.
+    # The base model is the reference of both rounds, and has answered held-out prompts four times in each.
     assert first.yardstick is not None
     assert second.yardstick is not None
     assert (first.yardstick.n, first.yardstick.points[0]) == (4, (1, 0.0, 0.0))
@@ -191,7 +191,7 @@ def test_a_full_disk_fails_the_round_by_name_and_keeps_the_old_policy(
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    # Where the first model is written, as the operating system would say it.
+    # The error of the operating system when the first model is written.
     with monkeypatch.context() as patched:
         patched.setattr("safetensors.torch.serialize_file", full)
         patched.setattr("transformers.modeling_utils.safe_save_file", full)

@@ -1,4 +1,4 @@
-"""`prefloop up` and `prefloop simulate` as a newcomer meets them: real processes, a tiny model, nothing prepared."""
+"""`prefloop up` and `prefloop simulate` for a new user: real processes, a tiny model, nothing prepared."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 
 class Up:
-    """A running `prefloop up` and what it has printed so far."""
+    """A running `prefloop up` and its output so far."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.url = f"http://127.0.0.1:{environment['PREFLOOP_PORT']}"
@@ -49,13 +49,13 @@ class Up:
     def workers(self) -> list[psutil.Process]:
         found = []
         for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two looks, or is a zombie
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between, or is a zombie
                 if "trainer.service.worker" in child.cmdline():
                     found.append(child)
         return found
 
     def stop(self) -> list[psutil.Process]:
-        """Presses Ctrl-C; returns the processes that are left over."""
+        """Press Ctrl-C; return the processes that still run."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         try:
@@ -106,17 +106,17 @@ def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker
     up = start()
     up.wait_for(up.ready, 180)
     assert httpx.get(f"{up.url}/healthz").status_code == 200
-    up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 180)  # printed a moment after the address
+    up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 180)  # printed shortly after the address
     link = re.search(r"one-time link: (\S+)", up.said())
     assert link
-    # The first administrator is a member of the starter project, which nobody was before.
+    # The first administrator is a member of the starter project, which had no members.
     first = Browser(up.url)
     form = first.open(f"/join/{link[1].rpartition('/')[2]}").form("main form")
     first.send(form, name="Ada", email="ada@example.org", password="correct horse battery")
     assert "ada@example.org" in first.open("/projects/starter/members").soup.get_text()
     first.close()
 
-    # Sampling began by itself; simulated labelers wait for it, judge, and run one round.
+    # Sampling starts automatically. Simulated labelers wait for it, judge, and run one round.
     settings = ["learning_rate=1e-3", "epochs=1", "reward_epochs=1", "max_new_tokens=16", "prompts=20"]
     arguments = [part for setting in settings for part in ("--set", setting)]
     done = simulate(environment, "--rounds", "1", "--labelers", "3", "--judgments", "120", "--json", *arguments)
@@ -151,7 +151,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker
     assert 0 <= report["finished"] <= 1
     assert report["kl_k3"] >= 0
 
-    # One at a time on a home, and on a port.
+    # Only one can run on a home, and on a port.
     second = subprocess.run(
         [sys.executable, "-m", "app.cli", "up"],
         env=environment,
@@ -176,14 +176,14 @@ def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker
 
     again = start()
     again.wait_for(again.ready, 180)
-    # An administrator is there already.
+    # An administrator already exists.
     assert "one-time link" not in again.said()
     listed = subprocess.run(
         [sys.executable, "-m", "app.cli", "user", "list"], env=environment, capture_output=True, text=True, check=True
     )
     assert listed.stdout.count("simulation.invalid") == 4
 
-    # A worker that is killed is started again, and the pages stay.
+    # A killed worker is started again, and the pages stay available.
     again.wait_for(again.workers, 90)
     (worker,) = again.workers()
     worker.kill()

@@ -1,4 +1,4 @@
-"""One gate for every kind of task: who is closed out of one is closed out of all, with the same words."""
+"""One gate for all kinds of tasks: a person who is closed out of one kind is closed out of all, with the same text."""
 
 import hashlib
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_what_was_begun_and_what_is_new(
     factories.rubric(session, project)
     finish = begin(session, project, labeler, tmp_path)
     close(session, project, labeler, why)
-    if why == "quiz":  # a newer quiz takes nothing from the desk
+    if why == "quiz":  # a newer quiz does not take back open tasks
         finish()
     else:
         with pytest.raises(Forbidden, match=CLOSED[why]):

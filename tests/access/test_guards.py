@@ -1,4 +1,4 @@
-"""What the guards cost, and what they say."""
+"""The guards' cost in statements, and their texts."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ SignIn = Callable[..., SignedIn]
 
 @contextmanager
 def statements(engine: Engine) -> Iterator[list[str]]:
-    """Those that are executed on any connection meanwhile."""
+    """Collect the statements that are executed on any connection."""
     seen: list[str] = []
 
     def note(*about: object) -> None:
@@ -56,7 +56,7 @@ def test_who_asks_and_what_they_may_is_read_in_one_statement(
     client._csrf_token()
     with statements(engine) as seen:
         getattr(client, method)(path)
-    # Other statements may ask who else is a member: the sidebar, the start page. None reads the user's roles again.
+    # Other statements may read who else is a member, for sidebar and start page. None reads the user's roles again.
     for read in ("auth_session", r"project_member\.roles(?! [@&])"):
         assert [statement for statement in seen if re.search(read, statement)] == seen[:1]
 

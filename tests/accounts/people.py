@@ -1,4 +1,4 @@
-"""Accounts with a password, and links as pages show them."""
+"""Accounts with a password, and links on pages."""
 
 import re
 
@@ -18,5 +18,5 @@ def account(session: Session) -> User:
 
 
 def link_on(page: Response) -> str:
-    """The address of the link that the page shows."""
+    """Return the address of the link that the page shows."""
     return re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1]

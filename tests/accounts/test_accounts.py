@@ -77,7 +77,7 @@ def test_routes_refuse_the_wrong_role(sign_in: SignIn, session: Session, path: s
     factories.project(session, slug="p")
     session.commit()
     for role in ("administrator", *ROLES):
-        refused = 404 if role == "administrator" else 403  # who is no member finds no project
+        refused = 404 if role == "administrator" else 403  # people who are not members find no project
         assert sign_in(role).get(path).status_code == (200 if role in allowed else refused), role
     assert sign_in().get(path).status_code == 303
 
@@ -89,7 +89,7 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
         assert refused.status_code == 403
         assert "Open the page again" in refused.text
     assert client.post("/projects", {"name": "New"}).status_code == 303
-    # The token of one session is no good in another.
+    # The token of one session does not work in another.
     other = sign_in("administrator")
     token = re.search(r'"X-CSRF-Token": "(\w+)"', client.get("/projects").text)
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
@@ -123,7 +123,7 @@ def test_who_was_signed_out_is_led_back_to_the_form(
 def test_a_sign_in_that_was_under_way_ends_with_the_others(
     session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
-    """The old password was right when it was read; by the time it is hashed, it is not."""
+    """The old password was right when it was read, but has changed by the time it is hashed."""
     user, factory, hashing = account(session), make_session_factory(engine), service._passwords
 
     class Slow:
@@ -179,7 +179,7 @@ def test_accounts_that_cannot_be(session: Session) -> None:
 
 
 def test_a_taken_address_costs_no_hash(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever holds an invitation can send it so again and again, and sign-ins wait behind every hash."""
+    """A person with an invitation could send it again and again, and sign-ins wait behind every hash."""
     account(session)
     monkeypatch.setattr(service, "_passwords", None)
     with pytest.raises(Conflict, match="already has an account"):
@@ -205,7 +205,7 @@ def test_an_account_that_a_project_needs_is_not_switched_off(
     answer = admin.post(f"/people/{ada.id}", {})
     assert answer.status_code == 409
     assert "last admin of “Poems”" in answer.text
-    factories.user(session, "admin", is_active=False)  # who may not sign in does not count
+    factories.user(session, "admin", is_active=False)  # people who may not sign in do not count
     session.commit()
     assert admin.post(f"/people/{ada.id}", {}).status_code == 409
     factories.user(session, "admin")

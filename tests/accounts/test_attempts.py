@@ -1,4 +1,4 @@
-"""Guessing passwords: every attempt counts before its password is looked at, waits grow, and nobody is locked out."""
+"""Guessing passwords: each attempt counts before its password is checked, waits grow, and nobody is locked out."""
 
 import asyncio
 import re
@@ -34,14 +34,14 @@ def ada(session: Session) -> User:
 
 
 def fail(session: Session, n: int, *, ago: float = 0, email: str = "ada@example.org", place: str = HOME) -> None:
-    """Wrong passwords given some seconds ago."""
+    """Record wrong passwords from some seconds ago."""
     at = datetime.now(UTC) - timedelta(seconds=ago)
     session.add_all(SigninFailure(email=email, address=place, at=at) for _ in range(n))
     session.commit()
 
 
 def wait_of(session: Session, email: str = "ada@example.org", place: str = HOME) -> int:
-    """Seconds that the next attempt would have to wait; counts nothing."""
+    """Return the seconds that the next attempt would have to wait, without counting an attempt."""
     try:
         with session.begin_nested() as nested:
             attempts.count(session, email, place)
@@ -79,7 +79,7 @@ def test_many_guesses_at_once_look_at_no_more_passwords_than_guesses_one_after_a
             return False
 
     monkeypatch.setattr(service, "_passwords", Counted())
-    monkeypatch.setattr(attempts, "FIRST_WAIT", 300)  # longer than any machine takes for this
+    monkeypatch.setattr(attempts, "FIRST_WAIT", 300)  # longer than any machine needs for this
     clients = [sign_in() for _ in range(24)]
     tokens = [client._csrf_token() for client in clients]
 
@@ -113,7 +113,7 @@ def test_few_passwords_are_looked_at_at_once(app: FastAPI, monkeypatch: pytest.M
     monkeypatch.setattr(service, "_passwords", Slow())
 
     async def guess(n: int) -> int:
-        # As a browser of its own, in one event loop with the others.
+        # Each visitor has a separate browser, in one event loop with the others.
         transport = httpx.ASGITransport(app, client=(f"198.51.100.{n}", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
             page = (await client.get("/sign-in")).text
@@ -165,7 +165,7 @@ def test_others_guesses_never_make_the_owner_wait_in_a_browser_that_signed_in_be
     fail(session, 500, email="bo@example.org")
     assert stranger.post("/sign-in", RIGHT).status_code == 429
     assert client.post("/sign-in", RIGHT).status_code == 303
-    # The browser is known to this account alone, by a cookie that nobody can make, and counts its own failures.
+    # Only this account knows the browser, by a cookie that nobody can forge, and it counts its own failures.
     assert client.post("/sign-in", RIGHT | {"email": "bo@example.org"}).status_code == 429
     known = client.http.cookies[BROWSER_COOKIE]
     stranger.http.cookies.set(BROWSER_COOKIE, known.replace(".", "x.", 1))

@@ -1,4 +1,4 @@
-"""One-time links: invitations and password links, used once, and no longer than their maker may make them."""
+"""One-time links: invitations and password links can be used once, while their maker has the right to make them."""
 
 import re
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def project(session: Session) -> Project:
 
 
 def roles_of(session: Session, email: str) -> dict[str, list[str]]:
-    """By project."""
+    """Return a person's roles by project."""
     found = (
         select(Project.slug, ProjectMember.roles)
         .join(ProjectMember, ProjectMember.project_id == Project.id)
@@ -95,7 +95,7 @@ def test_an_account_says_what_judges_through_it(sign_in: SignIn, session: Sessio
     url = link_on(sign_in("administrator").post("/people/invite", {"kind": "ai_judge"}))
     sign_in().post(url, {"name": "Judge", "email": "judge@example.org", "password": PASSWORD})
     assert session.scalars(select(User.kind).where(User.email == "judge@example.org")).one() == "ai_judge"
-    assert roles_of(session, "judge@example.org") == {}  # an account that is a member of nothing yet
+    assert roles_of(session, "judge@example.org") == {}  # an account that is not a member of any project yet
 
 
 def test_a_password_link_sets_the_password_of_its_user_only(sign_in: SignIn, session: Session) -> None:
@@ -132,7 +132,7 @@ def test_using_one_password_link_ends_the_others(session: Session) -> None:
     service.redeem_link(session, first, email="", name="", password="another long phrase")
     with pytest.raises(Gone):
         service.redeem_link(session, second, email="", name="", password="an attacker's phrase")
-    assert service.open_link(session, third)  # somebody else's
+    assert service.open_link(session, third)  # somebody else's link
 
 
 def test_of_two_password_links_used_at_once_one_is_refused(session: Session, engine: Engine) -> None:
@@ -178,7 +178,7 @@ def test_links_die_with_the_right_of_whoever_made_them(
     assert [sign_in().post(url, form).status_code for url in urls] == [410] * 4
     assert sign_in().get(own).status_code == (200 if loses == "right" else 410)
     assert ("Unused links" in admin.get("/people").text) == (loses == "right")
-    # Not even the right given back brings them back.
+    # They stay dead even if their maker gets the right back.
     admin.post(f"/people/{evil.user.id}", {"is_admin": "true", "is_active": "true"})
     assert sign_in().get(urls[0]).status_code == 410
 

@@ -1,4 +1,4 @@
-"""One's own profile: name, password, and signed-in browsers."""
+"""A user's own profile: name, password, and signed-in browsers."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def test_name_password_and_browsers(sign_in: SignIn, session: Session) -> None:
     done = here.post("/profile/password", {"current": "an old password", "new": "a newer password"})
     assert done.headers["location"] == "/profile?saved=password"
     assert here.get("/profile").status_code == 200
-    assert elsewhere.get("/profile").status_code == 303  # to the sign-in
+    assert elsewhere.get("/profile").status_code == 303  # redirected to the sign-in
     session.expire_all()
     assert service.authenticate(session, "ada@example.org", "a newer password") is not None
 

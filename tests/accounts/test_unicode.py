@@ -1,4 +1,4 @@
-"""Whoever types an address or a password in another Unicode form, or in another case, is the same person."""
+"""A person who types an address or a password in another Unicode form, or another case, is the same person."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ def test_signing_in_takes_either_form(
 
 
 def test_browsers_let_such_an_address_through(sign_in: Callable[..., SignedIn], session: Session) -> None:
-    """An input of the type email refuses letters beyond ASCII before the at sign."""
+    """Inputs of the type email refuse letters beyond ASCII before the at sign."""
     token = service.create_link(session, created_by=None, days=1)
     session.commit()
     for address in ("/sign-in", f"/join/{token}"):
@@ -45,7 +45,7 @@ def test_browsers_let_such_an_address_through(sign_in: Callable[..., SignedIn], 
 
 @pytest.mark.parametrize("typed", ["ann@example.org\u200b", "a\u00adnn@example.org", "\u202aann@example.org\u2066"])
 def test_an_address_with_what_cannot_be_seen_is_the_one_without(session: Session, typed: str) -> None:
-    """Else an admin who looks at the list of members gives a role to somebody who calls themselves the same."""
+    """Otherwise an admin who reads the list of members could give a role to a person with a look-alike address."""
     service.create_user(session, email="ann@example.org", name="Ann", password=PASSWORD)
     with pytest.raises(Conflict, match="already has an account"):
         service.create_user(session, email=typed, name="Ann", password=PASSWORD)

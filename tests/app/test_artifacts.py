@@ -1,4 +1,4 @@
-"""The artifact store's own promises: content is what its name says, sweeping spares what is being written."""
+"""The artifact store's guarantees: a name matches its content, and sweeping spares files that are being written."""
 
 import errno
 import gzip
@@ -57,7 +57,7 @@ def test_sweeping_by_age_spares_what_is_being_written(tmp_path: Path) -> None:
 
 def test_only_their_owner_reads_artifacts(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "artifacts")
-    before = os.umask(0)  # nothing is left to it
+    before = os.umask(0)  # the umask must not decide
     try:
         with store.folder("models/1") as folder:
             (folder / "parts").mkdir()
@@ -73,7 +73,7 @@ def test_only_their_owner_reads_artifacts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def confined(tmp_path: Path) -> ArtifactStore:
-    """A store that may read one folder beside it, among folders whose names begin alike and links that lead out."""
+    """A store that may read one folder outside, next to folders with similar names and links to other places."""
     for name in ("store/in", "store-old/in", "models/in", "models-old/in", "secret"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "store" / "link").symlink_to(tmp_path / "secret")

@@ -1,4 +1,4 @@
-"""Values that took long to compute."""
+"""Cached values that take long to compute."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +27,14 @@ def test_who_has_changed_something_gets_what_was_begun_after_that(monkeypatch: p
     long_ago = found.begun - COMMITTING - timedelta(seconds=1)
     for since in (None, long_ago):
         assert cache.get("p", lambda: "new", since).value == "old"
-    # A change that bears a moment may be seen a little later only.
+    # Other changes may be visible a little later.
     assert cache.get("p", lambda: "after a change", found.begun - COMMITTING).value == "after a change"
     assert cache.get("p", lambda: "again", datetime.now(UTC)).value == "again"
     assert cache.get("p", lambda: "new").value == "again"
 
 
 def test_few_wait_and_others_are_told_so_at_once() -> None:
-    """Else all threads of the service wait for one value, and whoever labels waits with them."""
+    """Otherwise all threads of the service wait for one value, and labelers wait, too."""
     cache: Cache[int] = Cache(at_once=3)
     inside, may_end = threading.Barrier(Cache.COMPUTING + 1, timeout=60), threading.Event()
 
@@ -45,12 +45,12 @@ def test_few_wait_and_others_are_told_so_at_once() -> None:
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(cache.get, n, compute) for n in range(Cache.COMPUTING)]
-        inside.wait()  # both are computed
+        inside.wait()  # both are being computed
         asked.append(pool.submit(cache.get, 0, lambda: 2))
         wait_for(lambda: cache.is_full, "the third asks")
         for key in (0, "another"):
             with pytest.raises(Unavailable, match="Many people are waiting"):
                 cache.get(key, lambda: 3)
         may_end.set()
-        assert [each.result().value for each in asked] == [1, 1, 2]  # too quick to be kept
+        assert [each.result().value for each in asked] == [1, 1, 2]  # too quick to be cached
     assert cache.get("another", lambda: 3).value == 3

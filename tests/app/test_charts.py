@@ -1,4 +1,4 @@
-"""Charts: scales and places by arithmetic, a file that stands alone, and numbers that spreadsheets take."""
+"""Charts: scales and positions by arithmetic, standalone files, and numbers that spreadsheets accept."""
 
 import csv
 import io
@@ -111,7 +111,7 @@ def test_a_heat_map_has_a_square_for_each_cell() -> None:
 
 
 def test_hostile_names_leave_files_that_open() -> None:
-    """A slice is named by whoever imports prompts."""
+    """People who import prompts choose the names of slices."""
     name = "a\x01b\x1b\ufffe\u202e<script>&"
     heat = heat_svg(HeatMap(name, [name], [(name, [HeatCell(name, name)])]))
     chart = svg(Chart(name, name, [Panel(name, [Series(name, [(1.0, 2.0)], names=[name])])]), standalone=True)

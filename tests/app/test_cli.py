@@ -1,4 +1,4 @@
-"""What the command says about settings it cannot use, and about a database that nobody has prepared."""
+"""The commands' texts about invalid settings, and about a database that nobody has prepared."""
 
 import asyncio
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def test_people_from_the_command_line(session: Session, run: Callable[..., Resul
 
     run("user", "add", "ada@example.org", "--name", "Ada", "--administrator", "--project", "other", "--role", "labeler")
     run("user", "add", "cy@example.org", "--name", "Cy", "--administrator")
-    # The first administrator is a member of what had none.
+    # The first administrator becomes a member of projects without members.
     assert run("user", "list").output.splitlines() == [
         "op@example.org  Op  other: admin",
         "bo@example.org  Bo  other: labeler, operator",
@@ -140,5 +140,5 @@ def test_only_trusted_proxies_say_where_a_visitor_is(
         asyncio.run(
             config.loaded_app({"type": "http", "client": (peer, 1), "scheme": "http", "headers": headers}, None, None)
         )
-    proxied, direct = ("192.0.2.1", "https"), "http"  # the last address is the proxy's word, those before the visitor's
+    proxied, direct = ("192.0.2.1", "https"), "http"  # the proxy adds the last address; the visitor sent the others
     assert seen == [proxied, proxied, ("10.2.2.3", direct), ("127.0.0.1", direct)]

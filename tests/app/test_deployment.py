@@ -1,4 +1,4 @@
-"""docker-compose.yml, the Dockerfile and the documents agree with the code. (They are not built here: no engine.)"""
+"""docker-compose.yml, the Dockerfile and the documents agree with the code. (They are not built here.)"""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_compose_sets_only_settings_that_exist(compose: dict) -> None:
 
 
 def test_compose_hands_on_every_setting_of_the_env_file(compose: dict) -> None:
-    """But those that say where things are inside the container."""
+    """Except settings that say where things are inside the container."""
     for name in ("migrate", "web", "worker"):
         service = compose["services"][name]
         assert service["env_file"] == [{"path": ".env", "required": False}]
@@ -106,7 +106,7 @@ def test_the_trainers_manual_shows_what_the_trainer_reads() -> None:
     shown = dict(re.findall(r"^- `(\w+)`[^`]*(?:`ptx`[^`]*)?`(\{.*?\})`", manual, re.M | re.S))
     assert shown.keys() == rows.keys()
     for name, model in rows.items():
-        # “These fields at least”: all that are shown are needed.
+        # “At least these fields”: all fields in the manual are required.
         needed = {field for field, info in model.model_fields.items() if info.is_required()}
         assert set(json.loads(shown[name])) - {"split"} == needed - {"split"}, name
         model.model_validate_json(shown[name].replace("\n", " "))

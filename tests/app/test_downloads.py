@@ -1,4 +1,4 @@
-"""Downloads are streamed from the database into a file: none is held whole, and none that failed looks complete."""
+"""Downloads are streamed from the database into a file: none is in memory as a whole, and failed ones are errors."""
 
 import json
 import tracemalloc
@@ -15,13 +15,13 @@ from app.rounds import views
 from tests import factories
 from tests.rounds.loop import decided, make_project
 
-ROWS, BYTES = 200, 51_200  # BYTES of each response
+ROWS, BYTES = 200, 51_200  # number of responses, and bytes of each
 PATHS = ("samples.jsonl", *(f"data/export?kind={kind}" for kind in ("preferences", "demonstrations", "thumbs", "full")))
 
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    """A project whose every download has more than 10 MB."""
+    """A project whose downloads all have more than 10 MB."""
     project = make_project(session, train=1, heldout=0)
     run, labeler = factories.run(session, project, "sample"), factories.user(session)
     for n in range(ROWS):
@@ -44,7 +44,7 @@ def project(session: Session) -> Project:
 def test_a_download_is_never_held_whole(
     project: Project, sign_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client reads 64 kB at a time and keeps none. Rows come a few at a time, or a thousand would be 50 MB."""
+    """The client reads 64 kB at a time and keeps nothing. Rows must come a few at a time: a thousand would be 50 MB."""
     monkeypatch.setattr("app.datasets.queries.AT_ONCE", 10)
     monkeypatch.setattr("app.datasets.full_queries.AT_ONCE", 10)
     monkeypatch.setattr("app.rounds.views.AT_ONCE", 10)

@@ -1,7 +1,7 @@
-"""Every route, by every method and role, with good and with hostile values: all of it generated from the app.
+"""Every route with every method and role, and with good and hostile values, all generated from the app.
 
-No answer is a fault of ours (5xx), every answer carries every security header, nobody gets past a role, and whoever is
-no member of a project finds none. A new route fails here until `WHO` says who may call it.
+No response is our fault (5xx), every response has every security header, no role gets more than it may, and people who
+are not members of a project cannot find it. A new route fails here until `WHO` says who may call it.
 """
 
 import contextlib
@@ -278,12 +278,12 @@ ROUTES = [route for router in ROUTERS for route in routes_of(router)]
 def test_who_may_call_every_route_is_written_down(app: FastAPI) -> None:
     assert {route.name for route in ROUTES} - set(WHO) == set(), "say in WHO who may call it"
     assert set(WHO) - {route.name for route in ROUTES} == set(), "no longer there"
-    # And these are all there are: what is served beside them is public.
+    # These are all routes: everything else that is served is public.
     assert {route.path for route in app.routes if hasattr(route, "path")} == {"/healthz", "/static"}
 
 
 def fields_of(router: Any, prefix: str = "") -> Iterator[tuple[Route, list[str]]]:
-    """The routes with the names of what their queries and forms may hold."""
+    """Yield the routes with the names of the fields in their queries and forms."""
     for route in router.routes:
         if hasattr(route, "methods"):
             names = {name for dependant in _with_dependencies(route.dependant) for name in _names(dependant)}
@@ -304,7 +304,7 @@ def _names(dependant: Any) -> Iterator[str]:
         yield from kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else [parameter.alias]
 
 
-# Some routes read a form that they check by themselves: these get all names that forms have.
+# Some routes check their form by themselves: these get all names of fields that exist.
 EVERY_NAME = sorted(
     {
         name
@@ -327,17 +327,17 @@ def world(session: Session, settings: Settings) -> World:
 
 @pytest.fixture
 def clients(sign_in: SignIn, world: World) -> Iterator[dict[str, SignedIn]]:
-    """By role; what belongs to labelers belongs to the one among them."""
+    """Clients by role; labelers' work in the world belongs to the labeler among them."""
     opened = {name: sign_in(*roles, user=world.labeler if name == "l" else None) for name, roles in ROLES.items()}
     with contextlib.ExitStack() as stack:
         for client in opened.values():
-            stack.enter_context(client.http)  # one event loop for all its requests: it takes a third of the time
+            stack.enter_context(client.http)  # one event loop for all its requests takes a third of the time
         yield opened
 
 
 @pytest.fixture
 def everybody(sign_in: SignIn, world: World) -> Iterator[SignedIn]:
-    """Somebody with every role."""
+    """A client with all roles."""
     client = sign_in("labeler", "admin", "operator", "administrator")
     with client.http:
         yield client
@@ -348,7 +348,7 @@ def batched(names: list[str], n: int) -> Iterator[list[str]]:
 
 
 def call(client: SignedIn, method: str, address: str, **kwargs: Any) -> Response:
-    """Calls and checks what holds for every answer."""
+    """Call a route and check the rules for all responses."""
     if method == "POST":
         answer = client.post(address, kwargs.pop("data", {}), **kwargs)
     else:
@@ -374,13 +374,13 @@ def test_every_role_gets_what_it_may_and_nothing_else(
 ) -> None:
     people = session.scalar(select(func.count()).select_from(User))
     wrong = []
-    # Signing out comes last, and what changes things after what shows them.
+    # Signing out comes last, and routes that change things come after routes that show them.
     for route in sorted(ROUTES, key=lambda route: (route.path == "/sign-out", route.method)):
         may = WHO[route.name]
-        # Those who may not come first: what they ask for is still there.
+        # Roles without the right come first, while everything they ask for still exists.
         for role in sorted(clients, key=lambda role: role in may):
             if role == "i" and route.path.startswith(P):
-                continue  # finds no project: below
+                continue  # they find no project: see below
             answer = call(clients[role], route.method, route.address(world.values))
             if is_let_in(clients[role], answer) != (role in may):
                 wrong.append(f"{role} {route.method} {route.path} {answer.status_code}")
@@ -391,14 +391,14 @@ def test_every_role_gets_what_it_may_and_nothing_else(
 
 
 def sizes(session: Session) -> list[int | None]:
-    """Of all tables."""
+    """Return the number of rows in every table."""
     session.rollback()
     return [session.scalar(select(func.count()).select_from(table)) for table in Base.metadata.sorted_tables]
 
 
 @pytest.mark.parametrize("who", ["stranger", "administrator"])
 def test_who_is_no_member_finds_no_project(who: str, sign_in: SignIn, world: World, session: Session) -> None:
-    """The answer is that of a project that is not there, whatever is asked, and in every shape."""
+    """For every request, and in every format, the response is that for a project that does not exist."""
     other = factories.project(session)
     session.commit()
     client = (
@@ -432,7 +432,7 @@ def test_visitors_are_sent_to_sign_in_before_they_learn_what_is_there(
                 answer = call(clients["v"], route.method, address)
                 if route.method == "GET":
                     assert (answer.status_code, answer.headers["location"]) == (303, f"/sign-in?next={address}"), route
-                else:  # a form is not sent again by a redirect
+                else:  # a redirect does not send a form again
                     assert answer.status_code == 401, route
 
 
@@ -445,13 +445,13 @@ def test_hostile_addresses_are_refused_or_not_found(everybody: SignedIn, world: 
     for route in ROUTES:
         for name in route.parameters:
             if name == "project_slug" and name in tried:
-                continue  # read in one place for all of them
+                continue  # it is parsed in one place for all routes
             tried.add(name)
             for value in IN_ADDRESSES:
                 answer = call(everybody, route.method, route.address(world.values | {name: value}))
                 if len(value) > 1000 or value == "%00":
                     assert answer.status_code in (414, 422)
-                assert answer.status_code < 400 or "<title>" in answer.text  # said in words
+                assert answer.status_code < 400 or "<title>" in answer.text  # a page with an explanation
 
 
 def test_hostile_queries_and_forms_are_no_fault_of_ours(everybody: SignedIn, world: World) -> None:
@@ -460,7 +460,7 @@ def test_hostile_queries_and_forms_are_no_fault_of_ours(everybody: SignedIn, wor
             continue
         # Most routes without names of their own read nothing.
         for value in IN_FORMS if names else IN_FORMS[:1] if route.method == "GET" else IN_FORMS[:3]:
-            for some in batched(names or EVERY_NAME, 10 if len(value) > 1000 else 1000):  # an address holds no more
+            for some in batched(names or EVERY_NAME, 10 if len(value) > 1000 else 1000):  # addresses are limited
                 sent = {"params" if route.method == "GET" else "data": dict.fromkeys(some, value)}
                 call(everybody, route.method, route.address(world.values), **sent)
 

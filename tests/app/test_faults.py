@@ -1,4 +1,4 @@
-"""What people see of the web service while its database does not answer."""
+"""What the web service shows while its database does not respond."""
 
 import errno
 import tempfile
@@ -48,7 +48,7 @@ def test_a_connection_lost_while_writing_is_said_in_words(
 
     def lost(self: Session, *args: object) -> None:
         if self.new:
-            self.rollback()  # as a flush that fails does
+            self.rollback()  # like a flush that fails
             raise OperationalError("INSERT", {}, Exception("the connection is lost"))
         flush(self, *args)
 
@@ -68,7 +68,7 @@ def test_a_connection_lost_at_the_commit_is_said_in_words(
     monkeypatch: pytest.MonkeyPatch,
     address: str,
 ) -> None:
-    """The page that says so shows the user and the project, which the rollback has forgotten."""
+    """The error page shows the user and the project, which the rollback has expired."""
     factories.project(session, slug="p")
     client = sign_in("labeler", "admin")
     dialect = shared_engine.dialect
@@ -140,7 +140,7 @@ def _token(client: SignedIn) -> str:
 def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
     app: FastAPI, sign_in: SignIn, session: Session, form: str
 ) -> None:
-    """Two people, or two pages: whoever looks for the key finds none, and the constraint decides."""
+    """Two people, or two pages, both find no row with the key, and the constraint decides."""
     project = factories.project(session, slug="p")
     key, models = uuid4(), [factories.model(session, project) for _ in range(2)]
     labeler, staff = sign_in("labeler"), sign_in("admin")
@@ -157,7 +157,7 @@ def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
         "message": (staff, f"/projects/p/playground/{chats[0].id}", {"text": "Hello"}),
     }[form]
     client.get("/projects")
-    # Somebody else's is stored, and not yet seen.
+    # Somebody else's row is stored, but not visible yet.
     if form == "answer":
         factories.judgment(session, other, preference=1, idempotency_key=key)
     else:
@@ -176,7 +176,7 @@ def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
 def test_a_full_disk_is_said_in_words(
     sign_in: SignIn, session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Files that are made to be sent, and files that arrive."""
+    """For files that are made for sending, and for uploads."""
     factories.project(session, slug="p")
     session.commit()
     client = sign_in("admin")

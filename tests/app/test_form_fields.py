@@ -1,4 +1,4 @@
-"""What forms make of typed text before they check it."""
+"""How forms clean typed text before they check it."""
 
 import pytest
 from pydantic import TypeAdapter
@@ -11,9 +11,9 @@ from app.form_fields import CleanLine, CleanText
     [
         ("  Ada \n Lovelace\t", "Ada Lovelace"),
         ("A\0da", "Ada"),
-        ("\u202eadA", "adA"),  # would be read from right to left, with all that follows
+        ("\u202eadA", "adA"),  # it and all following text would be read from right to left
         ("\u2067Ada\u2069\u2069", "Ada"),
-        ("\u200b\u2060\ufeff", ""),  # a name that nobody sees
+        ("\u200b\u2060\ufeff", ""),  # an invisible name
         ("سارة", "سارة"),
         ("👩\u200d👧", "👩\u200d👧"),
         ("می\u200cخواهم", "می\u200cخواهم"),

@@ -1,4 +1,4 @@
-"""The headers of answers that do not come from a route: faults, files, and the rule for HTTPS."""
+"""Headers of responses that do not come from a route: faults, files, and the rule for HTTPS."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What has befallen tools of this kind: an incident class each, tried on this service."""
+"""Incidents that happened to similar tools: one attack of each class, tried on this service."""
 
 import re
 from collections.abc import Callable
@@ -61,9 +61,7 @@ def test_no_secret_is_the_same_in_two_installations(tmp_path: Path) -> None:
 # ---- taking over what is somebody else's -----------------------------------------------------------------------------
 
 
-def test_another_labeler_reaches_nothing_of_somebody_by_its_number(
-    sign_in: SignIn, session: Session, world: World
-) -> None:
+def test_a_labeler_cannot_reach_other_peoples_work_by_its_id(sign_in: SignIn, session: Session, world: World) -> None:
     other = sign_in("labeler")
     own = {"judgment_id", "lease_id", "attempt", "demonstration_id", "attempt_id"}
 
@@ -80,13 +78,13 @@ def test_another_labeler_reaches_nothing_of_somebody_by_its_number(
 
 
 def rows(session: Session) -> list[object]:
-    """All that belongs to people."""
+    """Return everything that belongs to people."""
     session.expire_all()
     return [session.execute(select(each.__table__).order_by(each.id)).all() for each in OWNED]
 
 
 def test_what_belongs_to_one_project_is_not_found_in_another(sign_in: SignIn, session: Session, world: World) -> None:
-    factories.roster.clear()  # nobody of the world is a member of the other project
+    factories.roster.clear()  # nobody in the world is a member of the other project
     other = factories.project(session)
     factories.published_rubric(session, other)
     everybody = sign_in(user=factories.member(session, other, "labeler", "admin", "operator"))
@@ -96,14 +94,14 @@ def test_what_belongs_to_one_project_is_not_found_in_another(sign_in: SignIn, se
         if route.path.startswith(f"{P}/") and set(route.parameters) - of_every_project:
             address = route.address(world.values | {"project_slug": other.slug})
             answer = everybody.post(address) if route.method == "POST" else everybody.get(address)
-            # A skip of what is no longer there is no error.
+            # Skipping a task that no longer exists is not an error.
             assert answer.status_code in (403, 404, 409, 410, 422) or route.path.endswith("write/{task_id}/skip"), route
             assert "boom()" not in answer.text, route
     assert rows(session) == before
 
 
 def test_nobody_becomes_an_admin_without_one(sign_in: SignIn, session: Session, world: World) -> None:
-    """By their own form, by a link they guess, or by one that gives less."""
+    """Not with their own form, a guessed link, or a link for a lower role."""
     labeler, people = sign_in("labeler"), f"/projects/{world.project.slug}/members"
     grab = {"roles": ["admin"], "is_admin": "true", "is_active": "true", "kind": "person"}
     grab |= {"user_id": str(labeler.user.id), "project": world.project.slug, "email": labeler.user.email}
@@ -154,7 +152,7 @@ def test_no_filter_reaches_what_it_does_not_name_and_no_page_tells_a_secret(
             address = route.address(world.values)
             plain, reaching = staff.get(address), staff.get(address, params=reach)
             assert reaching.status_code == plain.status_code, route
-            if route.path not in NO_PAGES:  # times and keys of forms differ
+            if route.path not in NO_PAGES:  # times and form keys differ
                 assert len(plain.text.splitlines()) == len(reaching.text.splitlines()), route
             assert not any(secret in answer.text for answer in (plain, reaching) for secret in kept), route
 
@@ -163,7 +161,7 @@ def test_no_filter_reaches_what_it_does_not_name_and_no_page_tells_a_secret(
 
 
 def test_nobody_can_name_an_address_that_the_service_asks() -> None:
-    """The sampling server is the operator's setting alone: no name that another one could be put behind comes later."""
+    """Only the operator's setting names the sampling server, so no later name can point to another server."""
     names = {name for router in ROUTERS for _route, names in fields_of(router) for name in names}
     assert {name for name in names if re.search("url|server|host|endpoint|webhook|callback", name)} == set()
 
@@ -185,7 +183,7 @@ def test_a_project_names_no_model_outside_the_allowed_folders(
 def test_a_project_names_no_model_that_another_project_made(
     app: FastAPI, sign_in: SignIn, session: Session, settings: Settings
 ) -> None:
-    """All projects share one store, and its locations are counted up."""
+    """All projects share one store, and its locations are numbered."""
     theirs, mine = factories.project(session, name="Theirs"), factories.project(session)
     run = factories.run(session, theirs, state="succeeded")
     made = settings.artifacts_root / "models" / f"run-{run.id}"
@@ -210,7 +208,7 @@ def test_a_project_names_no_model_that_another_project_made(
 
 
 def test_nothing_reads_a_pickle() -> None:
-    """`tests/trainer/test_bad_input.py` has what is said of a model that is one."""
+    """`tests/trainer/test_bad_input.py` tests the error for such a model."""
     unpickles = re.compile(r"torch\.load\(|\bpickle\b\.|joblib|dill|allow_pickle=True|weights_only=False|yaml\.load\(")
     files = [path for folder in ("app", "trainer") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 200

@@ -1,4 +1,4 @@
-"""What of a request is read and parsed: by whom it is sent, in which encoding, and how much of it."""
+"""Which parts of a request are read and parsed, depending on sender, encoding and size."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -114,7 +114,7 @@ def test_what_is_refused_and_why(
 ) -> None:
     app.state.settings = app.state.settings.model_copy(update={"max_upload_mb": 1})
     client = sign_in() if path == "/sign-in" else sign_in("admin", "administrator")
-    for content in (body, iter([body])):  # with its length, and without
+    for content in (body, iter([body])):  # with and without its length
         answer = client.post(path, content=content, headers={"content-type": kind})
         assert (answer.status_code, words in answer.text) == (status, True)
 
@@ -127,7 +127,7 @@ def test_a_form_in_utf_8_arrives(project: Project, sign_in: SignIn) -> None:
 
 
 def test_others_get_their_turn_while_a_large_file_arrives() -> None:
-    """Between any two pieces that are parsed, whatever the server's chunks."""
+    """Other requests run between any two parsed pieces, whatever the server's chunks are."""
     body, turns, most_between = b"a" * (1 << 20), 0, 0
 
     async def receive() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def test_others_get_their_turn_while_a_large_file_arrives() -> None:
 def test_who_loses_the_right_while_a_form_arrives_is_refused(
     session: Session, project: Project, sign_in: SignIn, lost: str
 ) -> None:
-    """Whoever expects to be put out could else keep a request open, and finish it whenever they like."""
+    """Otherwise people who expect to lose the right could keep a request open and finish it later."""
     admin = sign_in(user=factories.member(session, project, "admin"))
     friend = factories.account(session, email="friend@example.org")
     session.commit()
@@ -186,13 +186,13 @@ def test_who_loses_the_right_while_a_form_arrives_is_refused(
 def test_the_sign_in_is_asked_for_once(
     engine: Engine, project: Project, sign_in: SignIn, size: int, times: int
 ) -> None:
-    """Of a large form before it is read and after."""
+    """For a large form, before and after it is read."""
     labeler, asked = sign_in("labeler"), []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         asked.append("JOIN auth_session" in statement)
 
-    labeler.post("/projects/p/label/here")  # and asks for the page's token
+    labeler.post("/projects/p/label/here")  # also requests the page's token
     event.listen(engine, "before_cursor_execute", note)
     answer = labeler.post("/projects/p/label/here", {"unknown": "x" * size})
     event.remove(engine, "before_cursor_execute", note)

@@ -1,4 +1,4 @@
-"""What `make` installs is what pyproject.toml asks for: every requirement has hashes, and no file names a host."""
+"""`make` installs the requirements of pyproject.toml: every requirement has hashes, and no file names a host."""
 
 import json
 import re
@@ -16,14 +16,14 @@ TORCH = "torch"  # whose files differ between machines: CONTRIBUTING.md says why
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    """The pinned requirements of a lock file, by name. Of a package with several markers the one of this machine."""
+    """Return the pinned requirements of a lock file by name; with several markers, the one for this machine."""
     lines = re.sub(r"\\\n", " ", (LOCKS / name).read_text()).splitlines()
     stated = [Requirement(re.split(r"\s--hash|\s#", line)[0]) for line in lines if re.match(r"[A-Za-z]", line)]
     return {canonicalize_name(each.name): each for each in stated if each.marker is None or each.marker.evaluate()}
 
 
 def group(name: str) -> list[str]:
-    """The requirements of a group and of those that it includes."""
+    """Return the requirements of a group and of the groups that it includes."""
     found: list[str] = []
     for each in PROJECT["dependency-groups"][name]:
         found += [each] if isinstance(each, str) else group(each["include-group"])

@@ -1,4 +1,4 @@
-"""What never reaches a log, whoever writes it."""
+"""Values that never appear in a log, whoever writes it."""
 
 import logging
 import traceback
@@ -40,10 +40,10 @@ def failed(session: Session, email: str) -> DBAPIError:
 
 
 def test_an_error_of_the_database_quotes_no_values(session: Session) -> None:
-    """Neither the statement's parameters nor the row that PostgreSQL quotes."""
+    """Neither the statement's parameters nor the row that PostgreSQL quotes are in it."""
     error = failed(session, "ada@example.org")
     told = "".join(traceback.format_exception(error))
-    assert "kind_known" in told  # says what was wrong
+    assert "kind_known" in told  # it says what was wrong
     for value in ("ada@example.org", "argon2", "c2FsdA", "king"):
         assert value not in told
 

@@ -1,4 +1,4 @@
-"""Markdown of strangers as HTML: what is drawn, what stays as it was written, and what is refused."""
+"""Strangers' Markdown as HTML: what is rendered, what stays as written, and what is refused."""
 
 import random
 import re
@@ -24,7 +24,7 @@ from app.rendering import MARKDOWN_LIMIT, markdown
 )
 def test_nothing_in_a_text_becomes_code(text: str) -> None:
     page = BeautifulSoup(markdown(text), "html.parser")
-    assert "alert(1)" in str(page) or "code" in str(page)  # what was written is still to be read
+    assert "alert(1)" in str(page) or "code" in str(page)  # the text itself can still be read
     assert page.find_all(["script", "img"]) == []
     for element in page.find_all(True):
         assert not any(name.startswith("on") for name in element.attrs)
@@ -40,7 +40,7 @@ def test_an_image_is_a_link_and_links_leave_the_page_open() -> None:
     assert "noopener" in html
 
 
-# What was judged as something else than was written, and what is shown of it now.
+# Texts that people judged in another form than they were written, and their rendering now.
 SHOWN = [
     ("2*3*4 = 24", "2*3*4 = 24"),
     ("2**3**4", "2**3**4"),
@@ -53,7 +53,7 @@ SHOWN = [
     ("3. three\n3. three\n7. seven", "3. three 3. three 7. seven"),
     ("```42\n```", "42"),
     ("```python title\nx\n```", "python title x"),
-    # What a renderer would leave out makes the whole text plain.
+    # If a renderer would leave something out, the whole text is plain.
     ("# ##", "# ##"),
     (">", ">"),
     ("007. Bond", "007. Bond"),
@@ -65,7 +65,7 @@ SHOWN = [
 
 
 def seen(html: str) -> str:
-    """The text of a page, as one line: list numbers are counted by browsers, all other text is in the page."""
+    """Return the page's text as one line. Browsers count list numbers; all other text is in the page."""
     numbered = re.sub(r'<li value="(\d+)">', r"<li>\1. ", str(html))
     return " ".join(BeautifulSoup(numbered, "html.parser").get_text(" ").split())
 
@@ -81,7 +81,7 @@ def test_line_breaks_and_depth_are_kept() -> None:
     ten = "\n".join(f"{'  ' * depth}- level {depth}" for depth in range(10))
     assert markdown(ten).count("<ul") == 10
     hundred = "\n".join(f"{'  ' * depth}- level {depth}" for depth in range(100))
-    assert markdown(hundred) == f'<div class="plain" dir="auto">{hundred}</div>'  # deeper than lists are laid out
+    assert markdown(hundred) == f'<div class="plain" dir="auto">{hundred}</div>'  # deeper than lists are rendered
 
 
 def test_emphasis_that_people_mean_is_drawn() -> None:
@@ -99,7 +99,7 @@ PIECES = [
 
 
 def test_no_letter_is_ever_lost() -> None:
-    """Of texts made of marks: what a person sees has every letter, digit and sign, in order."""
+    """In texts made of marks, a person sees every letter, digit and sign in order."""
     luck = random.Random(5)
     drawn = 0
     for _ in range(1_500):
@@ -166,7 +166,7 @@ def test_a_text_too_long_for_markdown_is_cut_behind_show_all() -> None:
 
 
 def test_what_is_shown_as_it_is_is_not_kept() -> None:
-    """Texts of a megabyte, of which a project may have thousands."""
+    """A project may have thousands of texts of a megabyte."""
     tracemalloc.start()
     try:
         for n in range(20):
@@ -178,7 +178,7 @@ def test_what_is_shown_as_it_is_is_not_kept() -> None:
 
 @pytest.mark.parametrize("macro", ["dialogue", "conversation"])
 def test_a_conversation_is_markdown_up_to_the_limit_of_one_text(macro: str) -> None:
-    """Each turn alone is within the limit. What fits it together is read as Markdown, the rest is shown as it is."""
+    """Each turn alone is within the limit. Turns within the total limit are Markdown, and the rest is plain."""
     long = ("a word, " * MARKDOWN_LIMIT)[: MARKDOWN_LIMIT // 2 - 10]
     turns = [{"role": "user", "content": "*first* " + long}, {"role": "assistant", "content": "*second* " + long}]
     turns += [{"role": "user" if n % 2 else "assistant", "content": f"*late* {n} " + long} for n in range(20)]

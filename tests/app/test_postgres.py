@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL lives as long as the last command that uses it, whatever ends the commands."""
+"""The embedded PostgreSQL runs as long as the last command that uses it, however the commands end."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def home() -> Iterator[Path]:
 
 
 def use(home: Path) -> "tuple[subprocess.Popen[str], str]":
-    """A command that holds the database until it reads a line; returns it once it has the URL."""
+    """Start a command that uses the database until it reads a line; return it once it has the URL."""
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     process = subprocess.Popen(
         [sys.executable, "-c", USE, str(home)],
@@ -117,7 +117,7 @@ def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_a_temporary_folder_that_somebody_else_made_is_refused(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
-    """Its name can be guessed, and the server's socket may lie there."""
+    """Its name can be guessed, and it may contain the server's socket."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / f"prefloop-{os.getuid()}"
     match whose:
@@ -129,7 +129,7 @@ def test_a_temporary_folder_that_somebody_else_made_is_refused(
             folder.chmod(0o777)
         case "somebody else's":
             folder.mkdir(mode=0o700)
-            found, theirs = Path.lstat, os.getuid() + 1  # only root could give it away
+            found, theirs = Path.lstat, os.getuid() + 1  # only root could give the folder away
 
             def lstat(path: Path) -> os.stat_result:
                 values = list(found(path))

@@ -1,4 +1,4 @@
-"""What hostile texts may cost: work counted in calls, memory in bytes, and processes that can be ended."""
+"""The cost of hostile texts: work counted in calls, memory in bytes, and processes that can be killed."""
 
 import os
 import random
@@ -67,12 +67,12 @@ UNITS = (
     "~~*a*~~",
 )
 BRACKETS = ("[", "![", "[]", "[a](b ", "[[a](http://b)](", "[](", "\\[\n", "[a](<", "[a](http://b", "[a]: b\n")
-# Of Python functions for each character, whatever the text: 20 to 60 are usual.
+# Calls of Python functions per character, for any text; 20 to 60 are usual.
 MOST_CALLS = 200
 
 
 def calls(text: str) -> int:
-    """How many functions are called to render a text."""
+    """Return how many functions are called to render a text."""
     counted = 0
 
     def count(_frame: Any, _event: str, _argument: Any) -> None:
@@ -88,7 +88,7 @@ def calls(text: str) -> int:
 
 
 def hostile(size: int) -> Iterator[str]:
-    """Texts of a size that are rendered within the service."""
+    """Yield texts of a given size that are rendered within the service."""
     luck = random.Random(3)
     yield from ((unit * size)[:size] for unit in UNITS)
     for unit in BRACKETS:
@@ -99,7 +99,7 @@ def hostile(size: int) -> Iterator[str]:
 
 
 def test_what_is_rendered_within_the_service_costs_what_its_length_says() -> None:
-    html_of("a")  # what is made once is made
+    html_of("a")  # run one-time initialisation
     pairs = [pair for pair in zip(hostile(500), hostile(1_000), strict=True) if is_cheap(pair[1])]
     assert len(pairs) > 50
     for short, long in pairs:
@@ -124,7 +124,7 @@ def test_what_may_cost_more_is_rendered_elsewhere(text: str, monkeypatch: pytest
     monkeypatch.setattr(rendering, "_rendered", Rendered())
     assert not is_cheap(text)
     assert [markdown(text), markdown(text)] == ["<p>drawn</p>"] * 2
-    assert asked == [text]  # and kept
+    assert asked == [text]  # and cached
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_what_may_cost_more_is_rendered_elsewhere(text: str, monkeypatch: pytest
 
 @pytest.fixture
 def pool() -> Iterator[RenderProcesses]:
-    """One process, which may work for a twentieth of a second on a text."""
+    """A pool of one process, which may spend a twentieth of a second on a text."""
     pool = RenderProcesses(1, cpu_seconds=0.05)
     yield pool
     pool.close()
@@ -166,7 +166,7 @@ def test_a_process_that_does_not_answer_is_ended_and_the_text_is_shown_as_it_is(
     monkeypatch.setattr(rendering, "PAGE_SECONDS", 0.2)
     text = "*a*\n```\nb\n```"
     assert markdown(text) == f'<div class="plain" dir="auto">{text}</div>'
-    assert kept.bytes == 0  # another time it is drawn
+    assert kept.bytes == 0  # it will be rendered another time
     monkeypatch.setattr(rendering, "PAGE_SECONDS", 60)
     assert "<em>a</em>" in markdown(text)
 
@@ -184,7 +184,7 @@ def test_nobody_waits_for_a_process_longer_than_a_page_may_take(
 
 def test_few_threads_wait_for_the_processes(pool: RenderProcesses) -> None:
     pool.html_of("", 60)
-    process = pool._free.get_nowait()  # it is at work
+    process = pool._free.get_nowait()  # the process is busy
     with ThreadPoolExecutor(MOST_WAITING) as threads:
         waiting = [threads.submit(pool.html_of, "*a*", 60) for _ in range(MOST_WAITING)]
         while pool._places._value:
@@ -210,7 +210,7 @@ def test_a_process_knows_none_of_our_secrets(pool: RenderProcesses, monkeypatch:
 @pytest.mark.parametrize(
     "text",
     [
-        "[a]: http://" + "b" * 24_000 + "\n\n" + "[a]" * 8_000,  # was a page of 146 MB
+        "[a]: http://" + "b" * 24_000 + "\n\n" + "[a]" * 8_000,  # this used to be a page of 146 MB
         "<a@b> " * 8_000,
         "|" * 8_000 + "\n" + "|-" * 8_000 + "\n" + "|\n" * 9_000,
         "```python\n" + "(" * (HIGHLIGHT_LIMIT - 10) + "\n```\n" + "[]" * 10_000,

@@ -1,4 +1,4 @@
-"""The database itself keeps the rules that matter, whatever code writes to it."""
+"""The database itself enforces the important rules, whatever code writes to it."""
 
 import pytest
 from sqlalchemy import select, text

@@ -1,4 +1,4 @@
-"""What a service that was killed left in the folder for temporary files."""
+"""Files that a killed service left in the folder for temporary files."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ from app.errors import Unavailable
 
 @pytest.fixture
 def few_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; two files are made at once, and three are there at once."""
+    """The folder for temporary files; two files may be made at once, and three may exist at once."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(scratch, "_made", threading.Semaphore(2))
     monkeypatch.setattr(scratch, "_there", threading.Semaphore(3))
@@ -56,7 +56,7 @@ def write(path: Path) -> None:
 
 
 def test_few_files_are_made_at_once(few_places: Path) -> None:
-    """Else downloads hold all threads of the service, and whoever labels waits for them."""
+    """Otherwise downloads use all threads of the service, and labelers wait for them."""
     begun, may_end = threading.Barrier(3, timeout=60), threading.Event()
 
     def slowly(path: Path) -> None:
@@ -75,7 +75,7 @@ def test_few_files_are_made_at_once(few_places: Path) -> None:
 
 
 def test_few_files_are_there_at_once(few_places: Path) -> None:
-    """Else whoever reads slowly fills the disk. One that is never sent, as its commit failed, goes all the same."""
+    """Otherwise slow readers fill the disk. A file is also removed if its commit failed and it is never sent."""
     sent = [scratch.download("x", "text/plain", write) for _ in range(3)]
     with pytest.raises(Unavailable):
         scratch.download("x", "text/plain", write)

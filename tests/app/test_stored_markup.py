@@ -1,4 +1,4 @@
-"""What people and files say is shown and never run: every page of a project in which every text is hostile."""
+"""Texts of people and files are shown and never run: every page of a project in which every text is hostile."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.app.world import HOSTILE, World, build
 from tests.conftest import SignedIn
 
 SignIn = Callable[..., SignedIn]
-# Files, figures for scripts, and a part of a page that is looked at as a whole.
+# Files, figures for scripts, and a part of a page that is checked as a whole.
 NO_PAGES = {
     f"{P}/{path}"
     for path in (
@@ -35,7 +35,7 @@ def world(session: Session, settings: Settings) -> World:
 
 
 def dangers(html: str) -> list[str]:
-    """Elements that a hostile text could only have made by becoming markup."""
+    """Return elements that exist only if a hostile text became markup."""
     return [str(element)[:200] for element in BeautifulSoup(html, "html.parser").find_all(True) if _is_danger(element)]
 
 

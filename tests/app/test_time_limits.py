@@ -1,4 +1,4 @@
-"""A page does not wait for ever for the database, and says what happened when it stops."""
+"""A page does not wait forever for the database, and says what happened when it stops."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ LIMITS = "SELECT current_setting('statement_timeout'), current_setting('lock_tim
 
 @pytest.fixture
 def limit(app: FastAPI, database_url: str) -> Callable[..., None]:
-    """`limit(lock=0.2)` sets the limits of the app's own connections."""
+    """`limit(lock=0.2)` sets the limits of the app's connections."""
 
     def set_(**limits: float) -> None:
         app.state.session_factory = make_session_factory(make_engine(database_url, limits=Limits(**limits)))
@@ -72,7 +72,7 @@ def test_a_page_that_meets_a_lock_is_told_so(sign_in: SignIn, limit: Callable[..
 def test_figures_that_meet_a_lock_are_told_so(
     sign_in: SignIn, session: Session, limit: Callable[..., None], database_url: str
 ) -> None:
-    """They are read past SQLAlchemy, by the driver's own cursor."""
+    """The driver's own cursor reads them, without SQLAlchemy."""
     project = factories.project(session)
     admin = sign_in("admin")
     limit(lock=0.2)

@@ -1,4 +1,4 @@
-"""Times that PostgreSQL holds and Python does not are read all the same."""
+"""Times that PostgreSQL can store but Python cannot represent are read without an error."""
 
 from datetime import UTC, datetime
 

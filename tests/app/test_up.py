@@ -1,4 +1,4 @@
-"""What the supervisor does with signals and addresses, without starting anything."""
+"""How the supervisor handles signals and addresses, without starting anything."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def test_a_terminal_that_goes_does_not_stop_it_under_nohup(hang_up: None) -> Non
 def test_a_signal_is_not_lost_in_what_it_interrupts() -> None:
     done = []
     with _stop_on_signals() as pause:
-        # As in a library that makes its own error of whatever comes up, and a caller that goes on after it.
+        # Like a library that replaces every error by its own, and a caller that continues after it.
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGINT)
             done.append("the statement")

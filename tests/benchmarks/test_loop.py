@@ -1,4 +1,4 @@
-"""The loop's benchmark: a whole cell with a tiny model, killed half-way and resumed; and its arithmetic by hand."""
+"""The loop's benchmark: a whole cell with a tiny model, killed halfway and resumed; and its arithmetic by hand."""
 
 import json
 import math
@@ -41,7 +41,7 @@ FAST: dict[str, Any] = {
 
 
 def letters(_question: str, text: str) -> float:
-    """Tells almost any two texts of random bytes apart."""
+    """A score that differs for almost any two texts of random bytes."""
     return sum(map(ord, text)) % 97
 
 
@@ -63,16 +63,16 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     made: list[str] = []
     whole_run = play(cell, Workshop(whole_store, str(tiny_model), made.append))
     kinds = [line.split()[0] for line in made]
-    # Samples to label, to decide whether the policy is adopted, and, once, the base's on measured prompts.
+    # Samples to label, samples to decide on adoption and, once, the base's answers to the measured prompts.
     assert kinds[:7] == ["sample", "reward", "dpo", "sample", "sample", "evaluate", "score"]
     assert kinds[7:] == ["sample", "reward", "dpo", "sample", "evaluate", "score"]
 
-    # Only the second round's samples are scored by a reward model, for pairs to be chosen by it.
+    # A reward model scores only the second round's samples, so that pairs can be chosen by its scores.
     specs = [json.loads(path.read_text())["spec"] for path in whole_store.glob("sample/*/made.json")]
     to_label = [spec for spec in specs if len(spec["models"]) == 1]
     assert sorted(len(spec["reward_models"]) for spec in to_label) == [0, 0, 1]
 
-    # Killed in the policy's run: what was made before stays, what was under way leaves nothing.
+    # Killed in the policy's run: finished outputs stay, and the unfinished one leaves nothing.
     train = dpo.train
 
     def killed(*args: Any, **options: Any) -> Any:
@@ -90,7 +90,7 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     assert [line.split()[0] for line in after] == ["dpo", "sample", "sample", "evaluate", "score"]
     assert without_costs(resumed["rounds"]) == without_costs(whole_run["rounds"][:1])
 
-    # What is there is not made again, and methods share all but the policy.
+    # Existing outputs are not made again, and methods share everything except the policy.
     nothing: list[str] = []
     assert play(first, Workshop(other_store, str(tiny_model), nothing.append)) == resumed
     assert nothing == []
@@ -133,7 +133,7 @@ def test_a_policy_that_the_reward_model_finds_worse_is_not_adopted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The scores are given here; without adoption the policy stays the base, and its KL to the base is 0."""
+    """The test sets the scores. Without adoption the policy stays the base, so its KL to the base is 0."""
     monkeypatch.setitem(PREFERENCES, "concise", letters)
 
     def differences(*values: float) -> None:
@@ -194,7 +194,7 @@ def test_settings_reach_the_method_they_are_for_and_no_frozen_one() -> None:
     base.base = "models/base"
     spec = methods.policy_spec(cells[2], base.base_ref, base.base_ref, "s", "r", "p", 1)
     assert isinstance(spec, OnPolicyDPOSpec)
-    # What was not set stays as the spec has it.
+    # Settings that were not given have the spec's defaults.
     default = OnPolicyDPOSpec.model_fields["optimiser"].default
     assert spec.optimiser == default.model_copy(update={"epochs": 3})
     assert methods.labels_of(cells[1]).overlap == 1
@@ -258,19 +258,19 @@ def test_pairs_are_spread_evenly_and_what_one_prompt_lacks_others_give() -> None
 
 
 def test_labelers_without_noise_agree_whichever_side_is_shown_first() -> None:
-    """The longer one is 5 characters a step longer: always 3 steps better."""
+    """The longer one is 5 characters longer per step, so it is always 3 steps better."""
     crew = Crew(length, 0.0, Labels(overlap=2.5, position_bias=0.0), seed=1)
     rows = crew.judge(choose(texts_of(10, 2), 10, "random", 0), "train", 7)
     assert [row.comparison_id for row in rows] == list(range(7, 17))
     assert crew.judged == 25  # two, three, two, ...
-    assert {row.preference for row in rows} == {3.0}  # sample 1 is the longer one, and stands as B
+    assert {row.preference for row in rows} == {3.0}  # sample 1 is longer, and is shown as B
     # Majority with the Jeffreys prior: (n + 1/2) / (n + 1).
     assert [round(row.p_b, 6) for row in rows[:2]] == [round(2.5 / 3, 6), round(3.5 / 4, 6)]
     assert all(row.agreement == 1 and row.opposed == 0 for row in rows)
 
 
 def test_position_bias_cancels_over_the_sides() -> None:
-    """All judge by place alone: A is shown left half of the time."""
+    """All labelers judge only by position, and A is shown on the left half of the time."""
     crew = Crew(length, 0.0, Labels(overlap=1, position_bias=1.0), seed=1)
     rows = crew.judge(choose(texts_of(400, 2), 400, "random", 0), "train", 1)
     assert abs(sum(row.preference < 0 for row in rows) / 400 - 0.5) < 0.125  # five standard deviations
@@ -296,7 +296,7 @@ def test_best_of_n_is_read_at_equal_kl() -> None:
 
 
 def test_an_interval_over_runs_and_prompts_is_wider_than_over_prompts() -> None:
-    """Two runs without spread within, of 0 and 1: the means are 0, 1/2 and 1 with shares 1/4, 1/2, 1/4."""
+    """Two runs without spread within, with values 0 and 1: the means are 0, 1/2 and 1 with shares 1/4, 1/2, 1/4."""
     assert interval([[0.0] * 9, [1.0] * 9]) == (0.5, 0.0, 1.0, 9)
     assert interval([[0.25] * 9]) == (0.25, 0.25, 0.25, 9)
 
@@ -317,7 +317,7 @@ def test_judgments_saved_is_read_from_todays_curve() -> None:
     measured = {group("dpo_today", 100): rate(0.5), group("dpo_today", 400): rate(0.7), group("new", 100): rate(0.6)}
     assert judgments_saved(measured)["new"].times == pytest.approx(2)
     measured |= {group("new", 200): rate(0.9), group("other", 100, "unlike"): rate(0.9)}
-    # 200 / 100 and at least 400 / 200; nothing is known of today's default on the other kind.
+    # 200 / 100 and at least 400 / 200; for the other kind, the baseline's need is unknown.
     saved = judgments_saved(measured)
     assert saved["new"].times == pytest.approx(2)
     assert saved["new"].bound == ">="
@@ -338,11 +338,11 @@ def test_last_lines_pool_seeds_and_take_the_last_round(tmp_path: Path) -> None:
     with path.open("a") as handle:
         handle.write('{"cell": {"meth')
     results = report.read(path)
-    assert len(results) == 2  # of a cell that was played twice the later one
+    assert len(results) == 2  # if a cell was played twice, the later result
     (line,) = report.last_lines(results)
     assert line.startswith("win_rate dpo concise@0.25.like 2x200 0.625 ")
     report.append(path, result(2, [0.5, 0.5]))
-    assert len(report.read(path)) == 3  # the half line a kill left does not swallow the next
+    assert len(report.read(path)) == 3  # an incomplete line does not hide the next one
 
 
 def test_seeds_of_parts_never_coincide() -> None:

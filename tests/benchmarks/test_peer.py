@@ -1,4 +1,4 @@
-"""The client that plays labelers on both sides, and what it reads of Prefloop's pages."""
+"""The client that simulates labelers on both sides, and its reading of Prefloop's pages."""
 
 import math
 import os
@@ -29,7 +29,7 @@ PASSWORD = "a long password"
 
 
 class Scripted:
-    """Meets what the script says, in order: a card's id, None for an empty desk, or an error on answering."""
+    """A labeler that follows a script: a card's id, None for an empty desk, or an error on answering."""
 
     def __init__(self, *script: Any) -> None:
         self.http = httpx.Client()

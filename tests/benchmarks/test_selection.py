@@ -1,4 +1,4 @@
-"""Which pairs teach the most: how answers are dealt, and what a reward model's order of them is worth."""
+"""Which pairs teach most: how answers are split, and how a reward model's order of them is measured."""
 
 import torch
 
@@ -25,11 +25,11 @@ def test_no_answer_is_compared_and_measured_on() -> None:
 
 
 def test_a_reward_model_is_worth_what_its_order_and_its_favourites_are() -> None:
-    # True scores 0, 1, 2 and 0, 0.1, 3: a pair that differs by less than 0.15 has no order.
+    # True scores 0, 1, 2 and 0, 0.1, 3: pairs that differ by less than 0.15 have no order.
     true = {"1 0": 0.0, "1 1": 1.0, "1 2": 2.0, "2 0": 0.0, "2 1": 0.1, "2 2": 3.0}
     rewards = torch.tensor([0.0, 2.0, 1.0, 5.0, 5.0, 5.0])
     found = measured(lambda _question, text: true[text], [answers(3), answers(3, 2)], rewards)
-    # Right: 0 < 1 and 0 < 2 of the first prompt, not 1 < 2; both pairs of the second are undecided: a half each.
+    # Right: 0 < 1 and 0 < 2 of the first prompt, but not 1 < 2. Both pairs of the second are undecided: one half each.
     assert found.accuracy == (1 + 1 + 0 + 0.5 + 0.5) / 5
     # The first favourite is the mean, 1; the second, the first of equals, lies 31 / 30 below its mean of 31 / 30.
     variances = (1.0, ((0 - 31 / 30) ** 2 + (0.1 - 31 / 30) ** 2 + (3 - 31 / 30) ** 2) / 2)

@@ -63,7 +63,7 @@ def _a_lot(session: Session, project: Project) -> None:
         said(session, good, each, truth(each, number), cost=0.00013, said=["It is right. " * 60 + "Verdict: 1"] * 2)
     failed = comparisons(session, project, 2)
     for each in failed:
-        values = {"first": None, "second": None, "error": "The answer holds no verdict: " + "so " * 60}
+        values = {"first": None, "second": None, "error": "The answer contains no verdict: " + "so " * 60}
         said(session, good, each, None, **values)  # type: ignore[arg-type]
     admission = queries.admissions(session, project.id)[good.id]
     for number in range(6):

@@ -1,4 +1,4 @@
-"""The page of the calibration items: who is right on each, which answers are doubtful, and what an admin changes."""
+"""The page of calibration items: who is right on each item, doubtful answers, and what an admin changes."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_an_item_that_people_who_are_right_elsewhere_get_wrong_is_doubtful(sessi
     for _ in range(3):
         say(session, item(session, project), people, 1, 3, 2, -1)
     doubtful, hard = item(session, project), item(session, project, gold=-1)
-    say(session, doubtful, people, -1, -2, 1, 3)  # two of the three reliable ones say A, the known answer is B
+    say(session, doubtful, people, -1, -2, 1, 3)  # two of the three reliable labelers say A; the known answer is B
     say(session, hard, people, -1, -3, 1, 1)
     items = shown(session, project)
     assert next(iter(items)) == doubtful.id  # first
@@ -50,7 +50,7 @@ def test_an_item_that_people_who_are_right_elsewhere_get_wrong_is_doubtful(sessi
     assert (found.answers, found.right, found.reliable, found.reliable_right) == (4, 2, 3, 1)
     assert found.is_doubtful
     found = items[hard.id]
-    # Whoever is wrong on the doubtful one is still right on 3 of 4 others, which is enough.
+    # Labelers who are wrong on the doubtful item are still right on 3 of 4 others, which is enough.
     assert (found.answers, found.right, found.reliable, found.reliable_right) == (4, 2, 3, 2)
     assert not found.is_doubtful
     assert queries.totals(session, project.id) == (5, 0, 1, 20, 13)

@@ -1,4 +1,4 @@
-"""The table of comparisons: its filters, its pages, and doing something with many at once."""
+"""The table of comparisons: its filters, its pages, and bulk actions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def test_filters(session: Session, project: Project) -> None:
     law = factories.prompt(session, project, "Is this LEGAL?", domain="law")
     round_ = factories.round_(session, project, number=3)
     plain = factories.comparison(session, project, prompt=law)
-    # Named, because a number in a prompt could be another comparison's.
+    # Name the prompts, because a number in a prompt could match another comparison's.
     one, two = (factories.prompt(session, project, f"{name}?") for name in ("One", "Two"))
     split = judged(session, project, 2, -2, 2, prompt=one)  # agreement: one pair of three
     agreed = judged(session, project, 1, 1, prompt=two, round_id=round_.id)
@@ -64,7 +64,7 @@ def test_a_page_looks_at_a_window_and_says_where_it_ended(
         seen.append([row.comparison.id for row in page.rows])
         wanted = wanted.model_copy(update={"before": page.following}) if page.following else None
     assert [id_ for ids_ in seen for id_ in ids_] == ids[::-1]
-    # Only the oldest fits: two windows hold nothing.
+    # Only the oldest comparison matches: two windows are empty.
     judged_one = session.get_one(Comparison, ids[0])
     factories.judgment(session, judged_one, preference=1)
     page = queries.page(session, project.id, Wanted(least="1"))

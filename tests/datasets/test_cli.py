@@ -1,4 +1,4 @@
-"""`prefloop import` and `prefloop export`, as they are typed."""
+"""`prefloop import` and `prefloop export` on the command line."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 @pytest.fixture
 def command(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Command":
     monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.chdir(tmp_path)  # no .env of the developer's
+    monkeypatch.chdir(tmp_path)  # without the developer's .env
     return Command()
 
 

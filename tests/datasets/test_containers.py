@@ -1,4 +1,4 @@
-"""What rows stand in, how it is named when it cannot be read, and that reading it is bounded."""
+"""The containers of rows, errors for unreadable ones, and limits on reading."""
 
 import csv
 import gzip
@@ -42,7 +42,7 @@ def read_bytes(tmp_path: Path) -> Callable[..., FileContent]:
 
 
 def written(kind: str, path: Path) -> None:
-    """ROWS in a file of the kind."""
+    """Write ROWS to a file of this kind."""
     table = pa.Table.from_pylist(ROWS)
     if kind == "parquet":
         pq.write_table(table, path)
@@ -87,7 +87,7 @@ def test_the_same_rows_come_out_of_every_container(kind: str, tmp_path: Path) ->
         (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "x.gz", "is compressed with gzip twice"),
         (b"PAR1rest", "x.parquet", r"x\.parquet cannot be read"),
         (b"prompt,prompt\nx,y\n", "x.csv", "has the column prompt twice"),
-        # To look for names that stand twice took minutes.
+        # Looking for duplicate names used to take minutes.
         (b",".join(b"c%d" % n for n in range(300_000)), "x.csv", "has 300,000 columns, more than 1,000"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_line_that_is_too_long_is_skipped_and_listed(
 
 
 def test_damaged_tables_are_refused_and_crash_nothing(tmp_path: Path) -> None:
-    """Arrow's offsets are trusted by its readers: such a file ended the process."""
+    """Readers trust Arrow's offsets, so such a file used to crash the process."""
     good, damaged = tmp_path / "good", tmp_path / "damaged.arrow"
     written("arrow", good)
     content = good.read_bytes()
@@ -144,7 +144,7 @@ def test_rows_and_lists_that_are_broken_are_named_with_their_place(read_bytes: C
     assert "nested too deep" in read_bytes(deep).problems.kept[0].reason
 
 
-# ---- bounds ----------------------------------------------------------------------------------------------------------
+# ---- limits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("filler", [b"\0", b"\n", b" ", b"x\n"])
@@ -155,7 +155,7 @@ def test_a_gzip_of_nothing_is_given_up_when_the_bounds_are_reached(
     bounds = Bounds(bytes_left=4 << 20, rows_left=100_000)
     with pytest.raises(InvalidInput, match="than one import can read"):
         read_bytes(bomb, bounds=bounds)
-    # No more was unpacked than one buffer beyond the bound.
+    # At most one buffer beyond the limit was unpacked.
     assert bounds.bytes_left > -(1 << 17)
     assert bounds.rows_left >= -1
 
@@ -178,7 +178,7 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(tmp_path: Path) -> None:
 def test_a_table_that_unpacks_to_more_than_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dictionary holds one long text; read as rows, 64 of them are in memory at once."""
+    """A dictionary contains one long text; as rows, 64 copies are in memory at once."""
     path = tmp_path / "x.parquet"
     once = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["x" * (20 << 20)]))
     table = pa.table({"prompt": once})
@@ -195,7 +195,7 @@ def test_a_table_that_unpacks_to_more_than_the_memory_is_refused(
 
 
 def test_what_a_full_export_is_looked_for_in_is_bounded(tmp_path: Path) -> None:
-    """Each file was unpacked up to 4 GB before anything else looked at it."""
+    """Each file used to be unpacked up to 4 GB before anything else checked it."""
     files = [ImportFile(tmp_path / str(n), f"{n}.jsonl") for n in range(3)]
     for file in files:
         file.path.write_bytes(gzip.compress(b"\0" * (8 << 20), 1))
@@ -216,7 +216,7 @@ def test_what_is_no_text_in_a_table_is_no_text(tmp_path: Path) -> None:
 
 
 def test_spaces_between_objects_cost_next_to_nothing(read_bytes: Callable[..., FileContent]) -> None:
-    """30 MB of them held a thread for 17 s."""
+    """30 MB of them used to block a thread for 17 s."""
     content = b'[{"prompt": "a"},' + b" " * (20 << 20) + b'{"prompt": "b"}]'
     began = time.process_time()
     assert read_bytes(content).lines == 2

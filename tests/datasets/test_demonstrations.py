@@ -1,4 +1,4 @@
-"""Demonstrations come in as approved, once, by the rules of every import, and go out again as they came."""
+"""Demonstrations are imported as approved, once, by the rules of every import, and exported unchanged."""
 
 import json
 from collections.abc import Callable

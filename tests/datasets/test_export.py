@@ -1,4 +1,4 @@
-"""The export, read back by the libraries it is for."""
+"""The export, read back by the libraries that it is made for."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ from tests.trainer.conftest import build_model
 
 
 def comparison(session: Session, project: Project, *preferences: int, **values: Any) -> Comparison:
-    """A settled comparison with these judgments."""
+    """Add a settled comparison with these judgments."""
     values = {"state": "settled", "overlap": max(len(preferences), 1)} | values
     row = factories.comparison(session, project, **values)
     for preference in preferences:
@@ -70,11 +70,11 @@ def test_chosen_and_rejected_follow_the_judgments(session: Session, project: Pro
 def test_training_export_pages_and_figures_say_the_same_winner(
     session: Session, project: Project, tmp_path: Path, preferences: tuple[int, ...], winner: int
 ) -> None:
-    """Four ties and one for B; five slightly for A and two much for B, whose mean strength is for B."""
+    """Four ties and one vote for B; five slightly for A and two strongly for B, whose mean strength favors B."""
     row = comparison(session, project, *preferences, state="open", texts=("a", "b"))
     settle(session, [row.id])
     session.refresh(row)
-    row.state, row.reward_p_b = "settled", 1.0  # as if no review had been wanted; the reward model is sure of B
+    row.state, row.reward_p_b = "settled", 1.0  # as if no review were needed; the reward model is sure of B
     session.flush()
     assert chosen(session, project.id, Reading()).winner.tolist() == [winner]
     (as_read,) = pair_rows(session, project)
@@ -85,7 +85,7 @@ def test_training_export_pages_and_figures_say_the_same_winner(
     assert all(line["p"] > 0.5 for line in exported)
     labeler = session.scalars(select(Judgment.labeler_id)).first() or 0
     assert last_judgments(session, project.id, labeler)[0].winner == winner
-    # Only where people chose A is a reward model that is sure of B in conflict with them.
+    # A reward model that is sure of B conflicts only with comparisons in which people chose A.
     conflicts = session.scalars(text(f"SELECT id FROM comparison WHERE {IN_CONFLICT}")).all()
     assert views.is_conflict(row) == bool(conflicts) == (winner == -1)
 
@@ -197,7 +197,7 @@ def test_trls_dpo_trainer_trains_on_it(
     assert tokenizer.decode(first["prompt_ids"]) == whole
     assert tokenizer.decode(first["chosen_ids"]) == "Scattering.<|im_end|>\n"
     assert tokenizer.decode(first["rejected_ids"]) == "No.<|im_end|>\n"
-    # Policy and reference start the same, so the first loss is -log(1/2).
+    # Policy and reference are equal at the start, so the first loss is -log(1/2).
     assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-3)
 
 

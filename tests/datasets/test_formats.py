@@ -1,4 +1,4 @@
-"""What a line of each format becomes, on rows of the shape that the public data sets have."""
+"""What a line of each format becomes, with rows like those of public data sets."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def assistant(text: str) -> dict[str, Any]:
 
 
 def read(row: dict[str, Any]) -> tuple[str, list[Record], list[str]]:
-    """The format that is found for a row, its records, and what is told about them."""
+    """Return the detected format of a row, its records, and the messages about them."""
     name = detect(row)
     assert name is not None
     return name, *parser(name, "file", guessed=True)(row)
@@ -39,7 +39,7 @@ def pair_of(row: dict[str, Any]) -> PairRecord:
 
 
 def better_of(pair: PairRecord) -> tuple[str, str]:
-    """The preferred response and the other one."""
+    """Return the preferred response and the other one."""
     (judgment,) = pair.judgments
     return (pair.response_b, pair.response_a) if judgment.side > 0 else (pair.response_a, pair.response_b)
 
@@ -176,7 +176,7 @@ def test_a_label_that_is_no_thumb_is_told() -> None:
     assert told == ["The line has a label that is neither true nor false; the label was left out"]
 
 
-# ---- nothing is taken for what it is not -----------------------------------------------------------------------------
+# ---- nothing is mistaken for something else --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

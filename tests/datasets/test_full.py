@@ -1,4 +1,4 @@
-"""The full export comes back equal, whatever a project holds; and a file that contradicts itself changes nothing."""
+"""The full export can be imported without loss, and a file that contradicts itself changes nothing."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from app.labeling.settling import settle
 from app.models import Adjudication, AgreementTally, Comparison, Completion, Project, Ranking, Thumb
 from tests import factories
 
-# Anything PostgreSQL stores: not NUL, and no half of a surrogate pair.
+# Any text that PostgreSQL stores: without NUL and half surrogate pairs.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
 MOMENT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 JUDGMENT = st.fixed_dictionaries(
@@ -73,7 +73,7 @@ def build(session: Session, holds: list[dict[str, Any]]) -> Project:
             ranking_id=ranking.id,
             external_id=f"pair {n}",
         )
-        # The factory takes an empty text for none.
+        # The factory treats an empty text as missing.
         for id_, text in zip((row.completion_a_id, row.completion_b_id), each["texts"], strict=True):
             session.execute(Completion.__table__.update().where(Completion.id == id_).values(text=text))
         for k, said in enumerate(each["judgments"]):
@@ -85,7 +85,7 @@ def build(session: Session, holds: list[dict[str, Any]]) -> Project:
                 preference=said["preference"],
                 labeler_id=people[said["labeler"]].id,
                 both_bad=said["preference"] == 0,
-                created_at=MOMENT + timedelta(seconds=100 - k),  # order is by id, not by time
+                created_at=MOMENT + timedelta(seconds=100 - k),  # the order is by id, not by time
                 superseded_at=ended,
                 superseded_for=said["superseded"],
                 **given_,
@@ -134,7 +134,7 @@ def test_what_is_exported_comes_back_equal(session: Session, tmp_path: Path, hol
     assert after == before
     judged = {(said["comparison"], said["labeler"]) for said in before if said["record"] == "judgment"}
     assert len(judged) == sum(len(each["judgments"]) for each in holds)
-    # Counters and tallies are the database's own: they follow.
+    # The database maintains counters and tallies, so they follow.
     for column in (func.sum(Comparison.judgment_count), func.count(Comparison.p_b)):
         of = [session.scalar(select(column).where(Comparison.project_id == p.id)) for p in (project, restored.project)]
         assert of[0] == of[1]
@@ -205,7 +205,7 @@ def test_a_file_that_contradicts_itself_changes_nothing(
 
 
 def test_an_aspect_is_on_the_rubrics_scale(session: Session, tmp_path: Path) -> None:
-    """Else the pages of agreement count a step that is not there."""
+    """Otherwise the pages of agreement would count a step that does not exist."""
     path = tmp_path / "full.jsonl"
     lines = export(session, build(session, [held() | {"version": 1}]), path)
     next(line for line in lines if line["record"] == "judgment")["aspects"] = {"style": -4}

@@ -38,7 +38,7 @@ def project(session: Session) -> Project:
 
 @pytest.fixture
 def put(session: Session, project: Project, tmp_path: Path) -> Any:
-    """`put({...}, {...}, name="x.jsonl", **options)` imports these lines; a string is a line as it is."""
+    """`put({...}, {...}, name="x.jsonl", **options)` imports these lines; a string is used as a line unchanged."""
 
     def put_(*lines: Any, name: str = "x.jsonl", **options: Any) -> ImportReport:
         path = tmp_path / name
@@ -79,7 +79,7 @@ def test_argument_pairs_with_their_judgments_by_one_import(session: Session, pro
     assert not report.skipped
     assert any("hit_seconds (90 lines)" in note for note in report.notes)
 
-    # Every stored judgment says what its line says.
+    # Every stored judgment matches its line.
     stored = session.execute(
         select(Comparison.external_id, User.name, Judgment.preference, Judgment.rationale, Judgment.created_at)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
@@ -104,7 +104,7 @@ def test_argument_pairs_with_their_judgments_by_one_import(session: Session, pro
         tied = of_pair["A"] == of_pair["B"] or of_pair["tie"] > max(of_pair["A"], of_pair["B"])
         assert comparison.consensus == pytest.approx(0 if tied else 2 * (of_pair["B"] - of_pair["A"]) / n)
 
-    # A topic is in one split as a whole, and so are its comparisons.
+    # A topic and its comparisons are in one split.
     splits = dict(session.execute(select(Prompt.domain, Prompt.split)).all())
     assert set(splits.values()) == {"train", "heldout"}
     purposes = session.execute(select(Prompt.split, Comparison.purpose).join(Prompt, Prompt.id == Comparison.prompt_id))
@@ -155,7 +155,7 @@ def test_hh_responses_take_sides_by_their_texts_alone(session: Session, put: Any
     preferences = session.scalars(select(Judgment.preference)).all()
     b_chosen = sum(p > 0 for p in preferences)
     assert 70 < b_chosen < 130  # 4 standard deviations of a fair coin
-    # The opposite answer to the same pair by the same source is a contradiction, not a second pair.
+    # The opposite answer to the same pair from the same source is a contradiction, not a second pair.
     with pytest.raises(ImportRefused, match="already answered this pair"):
         put(row(0, "no", "yes"))
 
@@ -574,7 +574,7 @@ def test_a_labeler_is_one_however_the_name_is_typed(session: Session, put: Any) 
     ],
 )
 def test_a_time_that_cannot_be_is_refused(session: Session, put: Any, at: str, told: str) -> None:
-    """The page of a labeler failed for ever on one that Python has no year for."""
+    """The page of a labeler used to fail if a time had a year that Python cannot represent."""
     with pytest.raises(ImportRefused, match=f"submitted_at: .*{told}"):
         put(pair(labeler="ann", choice="A", submitted_at=at))
     assert count(session, Judgment) == 0

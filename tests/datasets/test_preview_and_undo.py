@@ -1,4 +1,4 @@
-"""What a person is shown before an import, what is told of it, and how it is taken back."""
+"""What an import's preview shows, what the import reports, and how it is undone."""
 
 import json
 from collections import Counter
@@ -253,7 +253,7 @@ def test_an_undone_import_leaves_nothing_that_counts_and_can_come_again(
 def test_undoing_says_what_stays(session: Session, project: Project, put: Callable[..., ImportReport]) -> None:
     report = put(pair(choices={"ann": "A"}), pair(prompt="Used?"))
     read, open_ = session.scalars(select(Comparison).order_by(Comparison.id))
-    factories.judgment(session, open_, preference=2)  # somebody has answered at the desk
+    factories.judgment(session, open_, preference=2)  # somebody has answered on the labeling page
     snapshot = Snapshot(project_id=project.id, digest="x", location="x", counts={})
     session.add(snapshot)
     session.flush()
@@ -277,7 +277,7 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
 def test_undoing_counts_every_round_that_learned_from_it(
     session: Session, project: Project, put: Callable[..., ImportReport]
 ) -> None:
-    """Also those that read its judgments on a comparison that was there, and those that mixed its demonstrations in."""
+    """This includes rounds that read its judgments on an older comparison, or mixed in its demonstrations."""
     put(pair(choices={"ann": "A"}))
     (there,) = session.scalars(select(Comparison))
     session.commit()
@@ -295,7 +295,7 @@ def test_undoing_counts_every_round_that_learned_from_it(
         session.commit()
 
     round_of(there, "snapshot_id")  # before the import that is undone
-    # A file may say that its judgments are as old as it likes.
+    # A file may claim any age for its judgments.
     answers = put(pair(labeler="bob", choice="B", submitted_at="2001-01-01T00:00:00Z"), name="b.jsonl")
     given = put({"prompt": "Written?", "response": "Yes."}, name="d.jsonl")
     session.commit()
@@ -310,7 +310,7 @@ def test_undoing_counts_every_round_that_learned_from_it(
 def test_what_imported_comparisons_became_goes_with_them(
     session: Session, project: Project, put: Callable[..., ImportReport]
 ) -> None:
-    """Else a known answer that was wrong went on to pause people, and rounds learned from what was asked again."""
+    """Otherwise a wrong known answer would still pause people, and rounds would learn from repeated questions."""
     lines = [pair(prompt=f"Question {n}?", choices={"ann": "A"}) for n in range(2)]
     report = put(*lines, pair(prompt="Known?", known_answer=2))
     first, second, item = session.scalars(select(Comparison).order_by(Comparison.id))
@@ -346,6 +346,6 @@ def test_thumbs_are_previewed_and_taken_back(session: Session, project: Project,
     first, second = put(down), put(down | {"labeler": "Ada", "label": True})
     assert (first.added["thumbs"], second.added["thumbs"]) == (1, 1)
     done = undo(session, project, first.import_id)
-    assert (done.withdrawn["thumbs"], done.kept) == (1, 1)  # Ada's stands on the prompt
+    assert (done.withdrawn["thumbs"], done.kept) == (1, 1)  # Ada's thumb refers to the prompt
     assert undo(session, project, second.import_id).withdrawn["thumbs"] == 1
     assert put(down).added["thumbs"] == 1

@@ -1,4 +1,4 @@
-"""The data page: uploads, refusals, the download."""
+"""The page *Import and export*: uploads, refusals, downloads."""
 
 import gzip
 import json
@@ -67,7 +67,7 @@ def test_a_whole_project_is_downloaded_and_becomes_another(
 
 
 def test_thumbs_are_imported_once_and_exported(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
-    """A thumb down is no approved demonstration."""
+    """A thumb down is not an approved demonstration."""
     down = {"prompt": "2+5?", "completion": "8", "label": False}
     said = [down, down | {"labeler": "Ada", "label": True}, down | {"labeler": "Bo"}]
     content = "".join(json.dumps(line) + "\n" for line in [*said, down | {"completion": "7", "label": True}]).encode()

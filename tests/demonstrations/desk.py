@@ -1,4 +1,4 @@
-"""Prompts that want an answer, and forms as the pages send them."""
+"""Prompts that need an answer, and forms as the pages send them."""
 
 from typing import Any
 

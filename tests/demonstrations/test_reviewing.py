@@ -1,4 +1,4 @@
-"""Deciding on demonstrations, asking for more, and what training then reads."""
+"""Reviewing demonstrations, asking for more, and what training then reads."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def test_approving_with_edits_keeps_both_texts(session: Session) -> None:
 
 def test_approving_as_it_stands_changes_no_text(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
-    # An imported text may have line ends that no form sends back.
+    # An imported text may have line ends that no form returns.
     imported = factories.demonstration(
         session, factories.prompt(session, project), " Two\r\nlines.\n", state="rejected"
     )
@@ -55,7 +55,7 @@ def test_a_decision_on_what_one_has_not_seen_is_refused(session: Session) -> Non
     service.reject(session, project, admin, written.id, first)
     with pytest.raises(Conflict, match="it is rejected now"):
         service.approve(session, project, admin, written.id, first)
-    service.approve(session, project, admin, written.id, decision(written))  # after all
+    service.approve(session, project, admin, written.id, decision(written))  # what the admin sees now
     assert written.state == "approved"
     with pytest.raises(InvalidInput, match="needs a note"):
         service.reject(session, project, admin, written.id, decision(written))
@@ -149,7 +149,7 @@ def test_changes_of_author_and_reviewer_are_told_apart(session: Session) -> None
 
 
 def test_of_a_text_that_was_changed_very_often_the_newest_changes_are_shown(session: Session) -> None:
-    """Each is compared with the one before it: a thousand made a page of 20 MB that took half a minute."""
+    """Each text is compared with the one before it: a thousand texts used to make a page of 20 MB in half a minute."""
     author = factories.user(session)
     written = factories.demonstration(session, factories.prompt(session, factories.project(session)), "The last one.")
     for n in range(25):

@@ -1,4 +1,4 @@
-"""The pages of demonstrations: who may see which, and what a form that is refused gives back."""
+"""The pages of demonstrations: who may see which page, and what a refused form keeps."""
 
 import re
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def test_a_text_beyond_the_limit_is_refused_by_name(session: Session, sign_in: S
     answered = labeler.post(f"{base(project)}/write/{given.id}", form, headers=HTMX)
     assert answered.status_code == 422
     assert "text" in answered.text
-    # What is a megabyte of one word to the preview is shown as it is.
+    # The preview shows a single word of a megabyte as written.
     assert labeler.post(base(project) + "/preview", {"text": "y" * 100_000}, headers=HTMX).status_code == 200
 
 
@@ -257,7 +257,7 @@ def test_the_navigation_offers_writing_where_there_is_some(session: Session, sig
     session.commit()
     assert link in labeler.get(home).text
     labeler.post(f"{base(project)}/write/{given.id}", {"prompt_id": given.prompt_id, "text": "An answer."})
-    assert link in labeler.get(home).text  # for what became of it
+    assert link in labeler.get(home).text  # to see what became of it
     assert link not in sign_in("labeler").get(home).text
     assert f'href="{base(project)}"' in sign_in("admin").get(home).text
 
@@ -274,7 +274,7 @@ def test_who_has_not_passed_the_quiz_is_led_to_it(session: Session, sign_in: Sig
     take(session, project, labeler.user)
     session.commit()
     assert "Why is water wet?" in labeler.get(base(project) + "/write").text
-    # A new quiz takes nothing from the desk.
+    # A new quiz does not take back open tasks.
     with_quiz(session, project, 2, quiz=QUIZ[:1])
     session.commit()
     assert "Why is water wet?" in labeler.get(base(project) + "/write").text
@@ -300,14 +300,14 @@ def test_whoever_goes_on_writing_keeps_the_prompt(session: Session, sign_in: Sig
 
 
 def test_a_preview_shows_no_text_but_that_of_ones_own_task(session: Session, sign_in: SignIn) -> None:
-    """Responses are not read by their numbers: those tell A from B, and new from old."""
+    """Responses cannot be read by their ids, which would tell A from B, and new from old."""
     project = factories.project(session)
     secret = factories.comparison(session, project, texts=("SECRET A", "SECRET B"))
     sample = factories.completion(session, factories.prompt(session, project), "SECRET sample")
     others = task(session, project, completion_id=sample.id)
     ann, bob = sign_in("labeler"), sign_in("labeler")
     session.commit()
-    assert "SECRET sample" in bob.get(base(project) + "/write").text  # theirs
+    assert "SECRET sample" in bob.get(base(project) + "/write").text  # their own task
     own = task(
         session, project, completion_id=factories.completion(session, factories.prompt(session, project), "MINE").id
     )
@@ -364,7 +364,7 @@ def test_author_and_reviewer_see_all_that_was_done(session: Session, sign_in: Si
         labeler.post(mine, {"seen": service.seen(demonstrations(session)[0]), "text": text})
     seen = service.seen(demonstrations(session)[0])
     refused = admin.post(f"{case}/reject", {"seen": seen, "text": "x", "note": ""})
-    assert refused.status_code == 422  # leaves no trace
+    assert refused.status_code == 422  # it leaves no trace
     admin.post(f"{case}/approve", {"seen": seen, "text": "Water is wet: it clings to things.", "note": "Thanks."})
     for html in (labeler.get(mine).text, admin.get(case).text):
         steps = re.findall(r"<b>(Approved|Rejected|Revised)</b>", html)

@@ -1,4 +1,4 @@
-"""Handing out prompts that want an answer, and taking what was written."""
+"""Handing out prompts that need an answer, and accepting the answers."""
 
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -32,7 +32,7 @@ def test_an_answer_waits_for_review_and_its_task_is_gone(session: Session) -> No
 
     form = answer(given, "  Because it is so.\r\nReally. ", rubric_id=rubric.id, duration_ms=1200)
     written = service.submit(session, project, ann, given.id, form)
-    assert written.text == "  Because it is so.\nReally. "  # spaces and all: it is what a model learns
+    assert written.text == "  Because it is so.\nReally. "  # with all spaces: a model learns this text
     assert written.digest == sha256(b"  Because it is so.\nReally. ").hexdigest()
     assert (written.author_id, written.rubric_id, written.completion_id) == (ann.id, rubric.id, sample.id)
     assert (written.duration_ms, written.written) == (1200, None)
@@ -73,7 +73,7 @@ def test_an_expired_task_takes_the_text_if_nobody_else_has_it(session: Session) 
     given = task(session, project, labeler_id=ann.id, expires_at=LONG_AGO)
     assert service.submit(session, project, ann, given.id, answer(given)).author_id == ann.id
 
-    # Also when it was given back meanwhile, in another tab.
+    # This holds also if it was given back in another tab.
     released = task(session, project)
     assert service.submit(session, project, ann, released.id, answer(released)).author_id == ann.id
 
@@ -83,7 +83,7 @@ def test_an_expired_task_takes_the_text_if_nobody_else_has_it(session: Session) 
     assert taken.task_id == lost.id
     with pytest.raises(Gone, match="somebody else is writing"):
         service.submit(session, project, ann, lost.id, answer(lost))
-    # The second one's time runs out as well: then whoever sends first has it.
+    # The second lease expires as well: then the first one to send the answer gets it.
     lost.expires_at = LONG_AGO
     session.flush()
     assert service.submit(session, project, ann, lost.id, answer(lost)).author_id == ann.id
@@ -105,7 +105,7 @@ def test_skipping_gives_another_and_the_skipped_only_on_request(session: Session
     first, second = task(session, project), task(session, project)
     service.next_task(session, project, ann)
     service.skip(session, project, ann, first.id, "unclear")
-    service.skip(session, project, ann, first.id, "other")  # no longer hers: changes nothing
+    service.skip(session, project, ann, first.id, "other")  # no longer her task, so nothing changes
     assert first.skips == [{"labeler": ann.id, "reason": "unclear"}]
     desk = service.next_task(session, project, ann)
     assert desk is not None
@@ -116,7 +116,7 @@ def test_skipping_gives_another_and_the_skipped_only_on_request(session: Session
     desk = service.next_task(session, project, ann, skipped=True)
     assert desk is not None
     assert desk.task_id == first.id
-    service.skip(session, project, ann, first.id, "other")  # a new reason takes the old one's place
+    service.skip(session, project, ann, first.id, "other")  # a new reason replaces the old one
     assert first.skips == [{"labeler": ann.id, "reason": "other"}]
     assert service.next_task(session, project, bob) is not None
     assert asking_queries.open_tasks(session, project.id)[0].skips
@@ -257,7 +257,7 @@ def test_who_is_paused_or_removed_gives_back_what_they_have_and_hands_nothing_in
 
 
 def test_a_task_that_was_not_given_takes_nothing_from_who_has_not_passed_the_quiz(session: Session) -> None:
-    """By its number alone nobody comes past the quiz."""
+    """Knowing a task's id does not let anybody skip the quiz."""
     project, ann = factories.project(session), factories.user(session)
     with_quiz(session, project)
     free = task(session, project)

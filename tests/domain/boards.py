@@ -12,7 +12,7 @@ Said = tuple[int, int, int, int]  # policy a, policy b, outcome, how often
 
 
 def matches(said: Iterable[Said], **columns: NDArray[np.generic]) -> Matches:
-    """Judgments without covariates. Each is of its own prompt; eight labelers take turns."""
+    """Return judgments without covariates. Each has a different prompt; eight labelers take turns."""
     rows = np.array([row[:3] for row in said for _ in range(row[3])], dtype=np.int64).reshape(-1, 3)
     n = len(rows)
     given = {
@@ -25,6 +25,6 @@ def matches(said: Iterable[Said], **columns: NDArray[np.generic]) -> Matches:
 
 
 def both_orders(found: Matches) -> Matches:
-    """The judgments, and each of them again with a and b exchanged in name only."""
+    """Return the judgments, and each of them again with a and b exchanged."""
     turned = found._replace(a=found.b, b=found.a, outcome=-found.outcome, position=-found.position, style=-found.style)
     return Matches(*(np.concatenate(columns) for columns in zip(found, turned, strict=True)))

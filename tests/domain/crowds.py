@@ -1,4 +1,4 @@
-"""Made-up crowds whose truth is known: how labelers differ, how many answers each has given, how hard items are."""
+"""Simulated crowds with a known truth: differences between labelers, numbers of answers, difficulty of items."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ COMPARISONS = 600
 
 
 class Crowd(NamedTuple):
-    """Labelers give about `each` answers, every comparison gets `overlap`.
+    """Each labeler gives about `each` answers, and every comparison gets `overlap` answers.
 
-    shares: of A, tie and B among what is true. skill: lowest and highest probability to say it. spam: share of labelers
-    who answer at random, adversaries: who are right one time in four. hard: share of comparisons on which everybody
-    guesses. doubt: probability that somebody who errs says tie, where nothing is one. skewed: a few give most answers.
+    shares: shares of A, tie and B among the true outcomes. skill: lowest and highest probability to give the true one.
+    spam: share who answer at random. adversaries: share who are right one time in four. hard: share of comparisons on
+    which everybody guesses. doubt: probability that an error is a tie. skewed: a few labelers give most answers.
     """
 
     each: int
@@ -31,7 +31,7 @@ class Crowd(NamedTuple):
         rng = np.random.default_rng(seed)
         labelers = max(self.overlap + 1, round(COMPARISONS * self.overlap / self.each))
         often = 1 / np.arange(1, labelers + 1) if self.skewed else np.ones(labelers)
-        # Without replacement in proportion to `often`: the smallest of exponentials at these rates.
+        # Draw without replacement in proportion to `often`: the smallest exponentials with these rates.
         chosen = np.argsort(rng.exponential(size=(COMPARISONS, labelers)) / often, axis=1)[:, : self.overlap]
         comparison, labeler = np.repeat(np.arange(COMPARISONS), self.overlap), chosen.ravel()
         truth = rng.choice([-1, 0, 1], COMPARISONS, p=self.shares)

@@ -29,7 +29,7 @@ def sums_of(counts: ArrayLike) -> Sums:
 
 
 def counts_of(ratings: list[list[float | None]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(units, values) counts and the values of a table with one row a unit, None where somebody did not answer."""
+    """Return counts (units, values) and the values of a table with one row per unit; None is a missing answer."""
     cells = [(unit, value) for unit, row in enumerate(ratings) for value in row if value is not None]
     values = np.unique([value for _, value in cells])
     counts = np.zeros((len(ratings), values.size), dtype=np.int64)
@@ -74,19 +74,19 @@ def test_gwets_four_raters_with_missing_answers() -> None:
 def test_artstein_and_poesio() -> None:
     table = TABLES["artstein_poesio_2008_table"]
     confusion = np.array(table["confusion"])
-    # Each cell (i, j) of a confusion matrix stands for that many units with one answer i and one answer j.
+    # Each cell (i, j) of a confusion matrix stands for this number of units with one answer i and one answer j.
     each = np.eye(3, dtype=int)
     kinds = (each[:, None] + each[None, :]).reshape(9, 3)
     sums = summed(terms(kinds), confusion.ravel())
     assert percent_agreement(sums) == pytest.approx(table["Ao"], abs=1e-12)
-    # Of two judges Fleiss' kappa is Scott's pi, and alpha is pi corrected for the sample's size.
+    # For two judges, Fleiss' kappa is Scott's pi, and alpha is pi corrected for the sample's size.
     assert fleiss_kappa(sums) == pytest.approx(table["pi"], abs=5e-6)
     alpha = 1 - (1 - table["pi"]) * (200 - 1) / 200
     assert krippendorff_alpha(sums, range(3), "nominal") == pytest.approx(alpha, abs=5e-6)
 
 
 def random_ratings(seed: int, n_judges: int, n_units: int, missing: float) -> NDArray[np.float64]:
-    """(judges, units) preferences from -4 to 4 around a leaning of each unit, NaN where missing."""
+    """Return preferences (judges, units) from -4 to 4 around each unit's mean; NaN is a missing answer."""
     rng = np.random.default_rng(seed)
     leaning = rng.integers(-3, 4, n_units)
     ratings = np.clip(leaning + rng.integers(-2, 3, (n_judges, n_units)), -4, 4).astype(float)
@@ -130,7 +130,7 @@ def test_fleiss_and_ac1_equal_their_definitions(seed: int) -> None:
 def test_percent_agreement_is_the_mean_over_units() -> None:
     # Unit 1: 3 of one kind and 1 of another, 3 of 6 pairs agree. Unit 2: a lone pair that agrees. Unit 3: no pair.
     assert percent_agreement(sums_of([[3, 1], [0, 2], [1, 0]])) == pytest.approx((1 / 2 + 1) / 2)
-    # One that everybody answered does not drown a hundred that two did.
+    # One unit that everybody answered does not outweigh a hundred units that two answered.
     assert percent_agreement(sums_of([[100, 100], *[[2, 0]] * 100])) == pytest.approx((100 * 99 / 19900 + 100) / 101)
 
 
@@ -139,7 +139,7 @@ def test_units_count_as_often_as_they_are_said_to() -> None:
     by_kind, one_by_one = summed(terms(kinds), times), sums_of(np.repeat(kinds, times, axis=0))
     for name, of_kinds, of_units in zip(Sums._fields, by_kind, one_by_one, strict=True):
         np.testing.assert_allclose(of_kinds, of_units, err_msg=name)
-    # All replicates of a bootstrap at once: the leading dimension stays.
+    # All replicates of a bootstrap at once: they keep the leading dimension.
     several = summed(terms(kinds), np.stack([times, [1, 0, 0]]))
     assert krippendorff_alpha(several, [-1, 1], "ordinal").shape == (2,)
     assert percent_agreement(several) == pytest.approx([float(percent_agreement(by_kind)), 0.5])
@@ -153,7 +153,7 @@ def test_alpha_is_undefined_without_pairs_or_without_variation(level: Level) -> 
     assert is_undefined(np.zeros((0, 3)))
     assert is_undefined([[1, 0, 0], [0, 0, 1]])
     assert is_undefined([[0, 0, 3], [0, 0, 2]])
-    # A different answer in a unit of its own pairs with nothing: still no variation.
+    # A different answer in another unit has no pair, so there is still no variation.
     assert is_undefined([[0, 0, 3], [1, 0, 0]])
 
 
@@ -161,7 +161,7 @@ def test_where_all_answers_are_the_same() -> None:
     same, alone = sums_of([[0, 3], [0, 2]]), sums_of([[1, 0], [0, 1]])
     assert percent_agreement(same) == 1.0
     assert np.isnan(fleiss_kappa(same))
-    assert gwet_ac1(same, 2) == 1.0  # what it is for
+    assert gwet_ac1(same, 2) == 1.0  # what AC1 is made for
     for nothing in (percent_agreement(alone), fleiss_kappa(alone), gwet_ac1(alone, 2)):
         assert np.isnan(nothing)
 

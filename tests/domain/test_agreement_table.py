@@ -1,4 +1,4 @@
-"""The table of all figures against the same coefficients computed slice by slice from plain ratings."""
+"""The table of all figures, against the same coefficients computed slice by slice from plain ratings."""
 
 from collections import defaultdict
 
@@ -17,7 +17,7 @@ PLAIN = Tags(rubric="1", domain="", difficulty="easy", safety_category="", split
 
 
 def made(seed: int = 0, units: int = 60, labelers: int = 7) -> Judgments:
-    """Comparisons with 1 to 4 judgments in shuffled order, in three combinations of tags."""
+    """Return comparisons with 1 to 4 judgments in shuffled order, with three combinations of tags."""
     rng = np.random.default_rng(seed)
     rows = []
     for unit in range(units):
@@ -46,7 +46,7 @@ def made(seed: int = 0, units: int = 60, labelers: int = 7) -> Judgments:
 
 
 def ratings(judgments: Judgments, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(labelers, comparisons) values of these judgments, NaN where there is none."""
+    """Return values (labelers, comparisons) of these judgments; NaN is a missing answer."""
     labelers, i = np.unique(judgments.labeler[rows], return_inverse=True)
     comparisons, j = np.unique(judgments.comparison[rows], return_inverse=True)
     found = np.full((len(labelers), len(comparisons)), np.nan)
@@ -55,14 +55,14 @@ def ratings(judgments: Judgments, rows: np.ndarray, values: np.ndarray) -> np.nd
 
 
 def conger(sides: np.ndarray) -> float:
-    """Conger's kappa of (labelers, comparisons), by its definition: the chance of any two labelers to agree."""
+    """Return Conger's kappa of (labelers, comparisons) by its definition, the chance agreement of any two labelers."""
     shares = [[(row == side).sum() / np.isfinite(row).sum() for side in (-1, 0, 1)] for row in sides]
     chance = np.mean([np.dot(a, b) for i, a in enumerate(shares) for j, b in enumerate(shares) if i != j])
     return float((observed(sides) - chance) / (1 - chance))
 
 
 def observed(sides: np.ndarray) -> float:
-    """The mean over comparisons of the share of equal pairs of answers."""
+    """Return the mean over comparisons of the share of equal pairs of answers."""
     said = [unit[np.isfinite(unit)] for unit in sides.T]
     pairs = [[a == b for i, a in enumerate(unit) for b in unit[i + 1 :]] for unit in said]
     return float(np.mean([np.mean(each) for each in pairs if each]))
@@ -173,7 +173,7 @@ def test_only_the_pairs_that_share_most_get_figures(monkeypatch: pytest.MonkeyPa
 
 
 def test_only_the_slices_of_most_comparisons_get_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set with a domain on each of 20,000 rows held a thread for a minute and a half."""
+    """A data set with a different domain in each of 20,000 rows blocked a thread for a minute and a half."""
     judgments = made()
     tags = [PLAIN._replace(domain=name) for name in ("law", "law", "art")]
     few = judgments._replace(tags=tags)
@@ -185,7 +185,7 @@ def test_only_the_slices_of_most_comparisons_get_figures(monkeypatch: pytest.Mon
 
 
 def test_ac1_knows_how_many_answers_there_were_to_choose_from() -> None:
-    # Two labelers of one mind in 3 of 4 comparisons, A and B chosen equally often: p_o = 3/4.
+    # Two labelers agree in 3 of 4 comparisons, and choose A and B equally often: p_o = 3/4.
     said = np.array([1, 1, -1, -1, 1, -1, 1, 1, -1, -1, -1, 1])[:8]
     both = Judgments(
         has_tie=True,
@@ -238,8 +238,8 @@ def test_very_many_patterns_share_the_replicates(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(agreement_table.Patterns, "figures", figures)
     table(judgments, replicates=300)
-    # The whole and the aspect get 60. Weeks and four kinds of slices hold every comparison, and so every pattern: with
-    # domains and rounds they share out less than a fifth each.
+    # The whole table and the aspect get 60. Weeks and four kinds of slices contain every comparison, so every pattern;
+    # with domains and rounds, each gets less than a fifth.
     assert len(set(asked)) == 2
     assert max(asked) == 60
     assert 5 <= min(asked) < 60 / 5
@@ -262,7 +262,7 @@ def test_distinct_rows_of_any_size() -> None:
 
 
 def ranked(rankings: int, size: int, agreeing: float, seed: int = 0) -> Judgments:
-    """Two labelers put the same responses in order, of one mind about all of them or about none."""
+    """Two labelers rank the same responses. They agree on all of them, or on none."""
     rng = np.random.default_rng(seed)
     pairs = size * (size - 1) // 2
     first = rng.choice([-1, 1], (rankings, pairs))
@@ -288,7 +288,7 @@ def test_the_pairs_of_a_ranking_are_drawn_together() -> None:
     found = table(judgments, replicates=1000)
     share = found.whole.percent.value
     assert (found.whole.shared, found.whole.judgments) == (1000, 2000)
-    # A hundred independent answers, where a thousand pairs would seem to be.
+    # There are a hundred independent answers, although it looks like a thousand pairs.
     for figures in (found.whole, found.slices["split"]["train"], found.weeks[0]):
         assert figures.percent.error == pytest.approx(np.sqrt(share * (1 - share) / 100), rel=0.1)
         assert figures.cohen_kappa.error == pytest.approx(2 * figures.percent.error, rel=0.1)  # chance is a half

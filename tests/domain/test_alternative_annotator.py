@@ -1,4 +1,4 @@
-"""The alternative annotator test against the published procedure, done with scipy and by hand."""
+"""The alternative annotator test against the published procedure, computed with scipy and by hand."""
 
 import random
 
@@ -12,7 +12,7 @@ EPSILON, Q = 0.15, 0.05
 
 
 def crowd(judge_right: float, people_right: float, *, items: int = 60, seed: int = 0) -> tuple[dict[int, int], list]:
-    """Five labelers and a judge who know the truth with these probabilities; otherwise any side."""
+    """Return five labelers and a judge who give the true answer with these probabilities, otherwise a random one."""
     chance = random.Random(seed)
 
     def says(truth: int, right: float) -> int:
@@ -28,7 +28,7 @@ def test_it_is_the_published_procedure(judge_right: float, passes: bool) -> None
     judged, said = crowd(judge_right, 0.7)
     found = beside_people(judged, said, EPSILON, Q)
 
-    # Section 3 of the paper, by arrays: scores of alignment with the others, indicators, a one-sided paired t-test.
+    # Section 3 of the paper with arrays: scores of alignment with the others, indicators, a one-sided paired t-test.
     table = np.array([[s.side for s in said if s.item == item] for item in range(60)])
     machine = np.array([judged[item] for item in range(60)])
     p_values, advantages = [], []
@@ -48,7 +48,7 @@ def test_it_is_the_published_procedure(judge_right: float, passes: bool) -> None
 
 
 def test_by_hand() -> None:
-    """Three labelers who always say A, on 40 items; a judge who says A on 38 of them. Beside each: d is 1 on two items
+    """Three labelers always say A on 40 items; a judge says A on 38 of them. Against each, d is 1 on two items
     and 0 on 38, mean 0.05, variance (40 * 0.05 - 40 * 0.05**2) / 39 = 0.0487; t = (0.05 - 0.15) / sqrt(0.0487 / 40)
     = -2.865, and p = 0.0033 of 39 degrees of freedom, below 0.05 / (1 + 1/2 + 1/3)."""
     said = [Said(item, who, -1) for item in range(40) for who in (7, 8, 9)]
@@ -58,7 +58,7 @@ def test_by_hand() -> None:
     ]
     assert [round(each.p, 4) for each in found.beside] == [0.0033] * 3
     assert (found.omega, found.passed) == (1.0, True)
-    # Who never differs leaves nothing to chance.
+    # If labelers never differ, nothing is due to chance.
     assert beside_people(dict.fromkeys(range(40), -1), said).omega == 1.0
     assert beside_people(dict.fromkeys(range(40), 1), said).omega == 0.0
 
@@ -72,7 +72,7 @@ def test_whoever_shares_too_little_is_not_tested_and_too_few_admit_nobody() -> N
     two = beside_people(judged, [each for each in said if each.labeler < 2])
     assert (two.passed, two.omega, two.beside) == (False, None, [])
     assert two.reason.endswith("there are 2.")
-    # An item that nobody else judged says nothing of a labeler.
+    # An item that nobody else judged has no information about a labeler.
     assert beside_people(judged, [each for each in said if each.labeler == 0]).few == {}
 
 

@@ -1,4 +1,4 @@
-"""The bootstrap: what it draws, and that its intervals are as wide as theory says."""
+"""The bootstrap: its draws, and the width of its intervals against theory."""
 
 from statistics import NormalDist
 
@@ -100,7 +100,7 @@ def test_tails_are_students() -> None:
 
 @pytest.mark.parametrize("units", [6, 12, 30])
 def test_intervals_of_few_units_hold_the_truth_as_often_as_they_say(units: int) -> None:
-    """The mean of normal numbers; plain percentiles would hold it in 87%, 92% and 94% of samples."""
+    """The mean of normal numbers. Plain percentiles would contain the truth in 87%, 92% and 94% of samples."""
     rng, held = np.random.default_rng(units), 0
     for _ in range(1500):
         numbers = rng.normal(size=units)

@@ -23,7 +23,7 @@ def test_one_parameter_by_hand() -> None:
     found = covariances(np.array([[2.0]]), scores, prompt, labeler)
     assert [each.item() for each in found.each] == pytest.approx([1 / 2, 4, 1, (16 + 4 - 56 / 3) / 4])
     assert found.error(np.ones(1)) == pytest.approx(2)
-    # The labelers are not asked, and one prompt alone says nothing: what is left is the model's own error.
+    # Labelers are not used, and one prompt alone has no information, so the model's own error remains.
     alone = covariances(np.array([[2.0]]), scores, np.zeros(4, dtype=np.int64), None)
     assert [each.item() for each in alone.each] == pytest.approx([1 / 2, 0])
     assert alone.error(np.ones(1)) == pytest.approx(sqrt(1 / 2))

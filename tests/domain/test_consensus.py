@@ -1,4 +1,4 @@
-"""Each method by arithmetic, mirrored judgments, and what a verdict or an empty comparison gives."""
+"""Each method by arithmetic, mirrored judgments, and the results for a verdict and for an empty comparison."""
 
 import itertools
 
@@ -24,7 +24,7 @@ METHODS: tuple[Method, ...] = ("majority", "strength_weighted", "dawid_skene", "
 
 
 def votes_of(*preferences: list[int], strengths: int = 3) -> Votes:
-    """One comparison for each list, of labelers nothing is known of."""
+    """Return one comparison per list, with labelers of unknown reliability."""
     said = [p for each in preferences for p in each]
     return Votes(
         comparison=np.repeat(np.arange(len(preferences)), [len(each) for each in preferences]),
@@ -48,24 +48,24 @@ def test_majority_is_the_mean_and_the_smoothed_share() -> None:
 
 
 def test_strengths_weigh_by_the_scales_mean_step() -> None:
-    # Of three steps: 3 counts 3/2 and 1 counts 1/2. (3/2 + 1/2) / (3/2 + 1/2 + 1), and the mean of 3 and -1.
+    # On a scale of three steps, 3 counts 3/2 and 1 counts 1/2. (3/2 + 1/2) / (3/2 + 1/2 + 1), and the mean of 3 and -1.
     assert one("strength_weighted", 3, -1) == (1.0, pytest.approx(2 / 3), 0.0, 1.0)
     # A tie counts 1: (3/2 + 1/2 + 1/2) / (3/2 + 1 + 1).
     assert one("strength_weighted", 3, 0)[1:3] == (pytest.approx(2.5 / 3.5), pytest.approx(1 / 3.5))
-    # Where there is only one step, it is the majority.
+    # With only one step, it equals the majority.
     assert one("strength_weighted", 1, 1, -1, 0, strengths=1) == pytest.approx(majority([1, 1, -1, 0]))
 
 
 def test_dawid_skene_is_bayes_rule() -> None:
-    # ln 4 for B against nothing for A and tie: 4 of 6, and half of the tie's 1 of 6.
+    # ln 4 for B, and 0 for A and tie: 4 of 6, plus half of the tie's 1 of 6.
     assert one("dawid_skene", 2)[1:3] == (pytest.approx(0.75), pytest.approx(1 / 6))
     # A labeler of weight ln 9 outvotes two of weight ln 2 each: 9, 4 and 1 of 14.
     trusted = votes_of([2, -1, -1])._replace(weights=np.log([[9.0, 1.0], [2.0, 1.0], [2.0, 1.0]]))
     found = decide("dawid_skene", trusted, Crowd())
     assert found.p_b[0] == pytest.approx((9 + 1 / 2) / 14)
-    # It leans (2 p - 1) of the strength that the labelers of its side gave.
+    # The consensus is (2 p - 1) of the strength that labelers of its side gave.
     assert found.preference[0] == pytest.approx((2 * 9.5 / 14 - 1) * 2)
-    # Where nobody ever says tie, there is none: 4 of 5.
+    # If nobody ever says tie, there is no tie: 4 of 5.
     found = decide("dawid_skene", votes_of([1]), Crowd(ties=False))
     assert (found.p_b[0], found.p_tie[0]) == (pytest.approx(0.8), 0.0)
 
@@ -76,14 +76,14 @@ def test_crowd_bts_scores_count_up_to_half_a_vote() -> None:
     plain = decide("crowd_bt", said, Crowd())
     assert plain.p_b == pytest.approx(decide("dawid_skene", said, Crowd()).p_b)
     found = decide("crowd_bt", said, Crowd(), np.array([9.0, 9.0, 9.0, -9.0]))
-    # B is better by half of a vote's ln 4, that is, twice as likely: of 4, 1 and 4, now 4 / sqrt 2 and 4 sqrt 2.
+    # B leads by half of a vote's ln 4, so it is twice as likely: 4, 1 and 4 become 4 / sqrt 2 and 4 sqrt 2.
     assert found.p_b[0] == pytest.approx((4 * 2**0.5 + 0.5) / (4 * 2**0.5 + 1 + 4 / 2**0.5))
-    # It decides where votes do not, and overturns no vote more, nor four of five ties.
+    # It decides if the votes do not. It overturns neither a majority of one vote, nor four ties of five.
     assert winners(found.p_b, found.p_tie).tolist() == [1, -1, 0, 1]
     little = decide("crowd_bt", said, Crowd(), np.full(4, 0.1))
     assert (little.p_b > plain.p_b).all()
     assert (little.p_b[:2] < found.p_b[:2]).all()
-    # The other methods do not read them.
+    # The other methods ignore these scores.
     assert (
         decide("majority", said, Crowd(), np.full(4, 9.0)).p_b.tolist()
         == decide("majority", said, Crowd()).p_b.tolist()
@@ -118,7 +118,7 @@ def test_a_verdict_stands_in_place_of_judgments_and_of_what_is_stored() -> None:
     assert verdict(0)[:2] == (0.0, 0.5)
     assert consensus([3, 3, -1], None, stored) == stored
     assert consensus([3, 3, -1]) == majority([3, 3, -1]).rounded()
-    # What is stored of judgments that are no more says nothing.
+    # Stored values of judgments that no longer exist have no effect.
     assert consensus([], None, stored) is None
 
 
@@ -134,7 +134,7 @@ def test_votes_and_not_strengths_say_who_won() -> None:
     ties = majority([0, 0, 0, 0, 1])  # 4/6 a tie, 3.5/6 for B with half of it
     assert (ties.p_b, ties.p_tie) == (pytest.approx(3.5 / 6), pytest.approx(4 / 6))
     assert (ties.winner, ties.preference) == (0, 0.0)
-    # Five a little for A, two much for B: the mean is for B, the people for A, with no strength.
+    # Five prefer A slightly and two prefer B strongly: the mean favors B, but the votes favor A, with strength 0.
     for_a = majority([-1] * 5 + [3] * 2)
     assert (for_a.p_b, for_a.winner, for_a.preference) == (pytest.approx(2.5 / 8), -1, 0.0)
     assert one("strength_weighted", *[-1] * 5, *[3] * 2).winner == 1
@@ -158,7 +158,7 @@ def test_weights_of_nobody_are_the_majoritys() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_stored_is_never_certain(method: Method) -> None:
-    """A hundred of one mind; rounded, their probability would be 1."""
+    """A hundred labelers agree; rounding would make their probability 1."""
     assert 0.5 < one(method, *[1] * 100).rounded().p_b < 1
     assert 0 < one(method, *[-1] * 100).rounded().p_b < 0.5
 

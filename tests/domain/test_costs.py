@@ -19,7 +19,7 @@ def test_the_tokens_of_every_run() -> None:
     assert by_kind(Plan("dpo", reward_epochs=2))["reward"] == Work("reward", trained=100 * PAIR * 2)
     assert found["dpo"] == Work("dpo", trained=100 * PAIR * 3, read=100 * PAIR)
     assert found["sample"] == Work("sample", sampled=80 * 5 * 50)  # there are only 80 prompts
-    # Two policies answer each of 20 prompts twice; 4 reward models read both, policy and reference the new one's.
+    # Two policies answer each of 20 prompts twice. 4 reward models score both; policy and reference read new answers.
     assert found["evaluate"] == Work("evaluate", sampled=20 * 2 * 50 * 2, read=(20 * 2 * 50 + 20 * 30) * (2 * 4 + 2))
     tuned = by_kind(Plan("sft", epochs=2), trains_reward=False, evaluates=False)
     assert list(tuned) == ["sft", "sample"]
@@ -66,7 +66,7 @@ def test_what_was_measured_goes_before() -> None:
     ]
     assert found.seconds == 80
     assert (found.memory, found.memory_source) == (3_000_000, "as earlier rounds took")
-    # A kind that has not run yet may need more.
+    # A kind that has not run yet may need more memory.
     found = cost([Work("reward", trained=1), *plan], rates, None, 7_000_000)
     assert (found.memory, found.memory_source) == (7_000_000, "from the model's size")
 

@@ -1,4 +1,4 @@
-"""Crowd-BT against its own likelihood, differentiated numerically, and against worlds whose scores are known."""
+"""Crowd-BT against its own likelihood, differentiated numerically, and on simulated data with known scores."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.domain.votes import Sample, outcomes
 def simulated(
     scores: np.ndarray, eta: np.ndarray, votes: int, nu: float = 0.0, seed: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """Random pairs of items, random labelers: (comparison, labeler, side, items)."""
+    """Return random pairs of items judged by random labelers: (comparison, labeler, side, items)."""
     rng = np.random.default_rng(seed)
     items = np.array([rng.choice(len(scores), 2, replace=False) for _ in range(votes // 3)])
     comparison, labeler = np.arange(votes) % len(items), rng.integers(0, len(eta), votes)
@@ -26,7 +26,7 @@ def simulated(
 
 
 def penalised(fit: CrowdBT, scores: np.ndarray, data: tuple[np.ndarray, ...]) -> float:
-    """The log-likelihood of all answers, by the model's words, with the scores' prior."""
+    """Return the log-likelihood of all answers by the model's definition, with the prior of the scores."""
     comparison, labeler, side, items = data
     d = (scores[items[:, 1]] - scores[items[:, 0]])[comparison]
     eta, nu = fit.habits.eta[labeler], fit.habits.nu[labeler]
@@ -60,13 +60,13 @@ def test_scores_and_labelers_are_found() -> None:
     assert np.corrcoef(found.scores, centred)[0, 1] > 0.97
     assert found.habits.eta == pytest.approx(eta, abs=0.1)
     assert found.habits.nu == pytest.approx(np.full(8, 0.4), abs=0.1)
-    # One who is wrong nine times in ten tells as much as one who is right: all of it is used.
+    # A labeler who is wrong nine times in ten has as much information as one who is right nine times, and it is used.
     d = scores[data[3][:, 1]] - scores[data[3][:, 0]]
     assert np.mean((found.p_b > 0.5) == (d > 0)) > 0.9
 
 
 def test_what_is_said_of_other_pairs_counts() -> None:
-    """A beats B and B beats C, often: then A beats C, though one labeler once said otherwise."""
+    """A often beats B, and B often beats C. So A beats C, although one labeler once said otherwise."""
     wins = [(0, 1)] * 10 + [(1, 2)] * 10
     items = np.array([*wins, (0, 2)])
     n = len(items)
@@ -74,7 +74,7 @@ def test_what_is_said_of_other_pairs_counts() -> None:
     found = crowd_bt.fit(np.arange(n), np.arange(n) % 3, side, items, labelers=3)
     assert found.scores[0] > found.scores[1] > found.scores[2]
     assert found.p_b[-1] < 0.3
-    # Pairs of responses that stand alone know nothing of each other.
+    # Pairs whose responses occur in no other pair do not affect each other.
     alone = crowd_bt.fit(np.arange(n), np.arange(n) % 3, side, np.arange(2 * n).reshape(n, 2), labelers=3)
     assert alone.p_b[-1] > 0.5
 
@@ -83,7 +83,7 @@ def test_a_labeler_of_few_answers_is_an_average_one() -> None:
     rng = np.random.default_rng(4)
     comparison, labeler, side, items = simulated(rng.normal(size=10), np.full(4, 0.9), 2000)
     more = crowd_bt.fit(np.append(comparison, 0), np.append(labeler, 4), np.append(side, side[0]), items, labelers=5)
-    # At most one answer's worth of difference beside PRIOR_ANSWERS of the crowd's.
+    # It differs from the crowd's PRIOR_ANSWERS by at most one answer.
     assert abs(more.habits.eta[4] - more.crowd.eta) < 1 / (PRIOR_ANSWERS + 1)
 
 
@@ -104,17 +104,17 @@ def test_sides_mirror() -> None:
 
 
 def test_where_all_are_ties_nothing_is_known_of_errors() -> None:
-    """Not that everybody errs: who chooses a side next would be understood the other way round."""
+    """It does not conclude that everybody errs: the next labeler who chooses a side would be read the wrong way."""
     found = crowd_bt.fit(np.arange(8), np.arange(8) % 2, np.zeros(8, int), np.arange(16).reshape(8, 2), labelers=2)
     assert found.crowd.eta == crowd_bt.UNFITTED.eta
     assert found.habits.eta == pytest.approx([crowd_bt.UNFITTED.eta] * 2)
 
 
-# --- as the consensus reads it ---------------------------------------------------------------------------------------
+# --- as used for the consensus ---------------------------------------------------------------------------------------
 
 
 def decided(sample: Sample) -> np.ndarray:
-    """(C, 3) posteriors of the method crowd_bt, as a project's fit has them."""
+    """Return posteriors (C, 3) of the method crowd_bt, as in a project's fit."""
     items = sample.items if len(sample.items) else np.arange(2 * len(sample.gold)).reshape(-1, 2)
     n = len(sample.gold)
     fit = reliability.fit(sample.comparison, sample.labeler, sample.side, comparisons=n, labelers=sample.labelers)
@@ -126,19 +126,19 @@ def decided(sample: Sample) -> np.ndarray:
 
 
 def test_real_votes_are_decided_better_than_by_counting_them() -> None:
-    """Majority 89.4%; the scores alone, which call no ties, 71.6%; ours 92.3%."""
+    """Majority 89.4%; the scores alone, which have no ties, 71.6%; ours 92.3%."""
     sample = votes.everything()
     joint = crowd_bt.fit(sample.comparison, sample.labeler, sample.side, sample.items, labelers=sample.labelers)
     alone = sample.accuracy(outcomes(joint.p_b, joint.p_tie))
     ours = sample.accuracy(decided(sample))
     assert alone < sample.majority() - 0.1
     assert ours > sample.majority() + 0.02
-    # By topic, where the median worker has judged one pair or two: above on average, and never far below.
+    # By topic, where the median worker has judged one or two pairs: better on average, and never much worse.
     topics = votes.topics()[::3]
     gain = [sample.accuracy(decided(sample)) - sample.majority() for sample in topics]
     assert np.mean(gain) > 0.005
     assert min(gain) > -0.025
-    # Of pairs with four votes of five or more, hardly any is overturned.
+    # If four of five or more votes agree, almost no pair is overturned.
     most = sample.counts.max(axis=1)
     clear = (most >= 4) & (most * 5 >= 4 * sample.counts.sum(axis=1))
     overturned = decided(sample).argmax(axis=1)[clear] != sample.counts.argmax(axis=1)[clear]
@@ -147,14 +147,14 @@ def test_real_votes_are_decided_better_than_by_counting_them() -> None:
 
 @pytest.mark.parametrize("name", ["2 each", "10 each", "spammers, few answers", "hard items", "mostly ties"])
 def test_no_made_up_crowd_falls_below_the_majority(name: str) -> None:
-    """As of Dawid-Skene: by no more than three standard errors."""
+    """As for Dawid-Skene: never more than three standard errors worse."""
     samples = [CROWDS[name].sample(seed) for seed in range(3)]
     gain = np.concatenate([s.hits(decided(s)) - s.hits(s.counts.astype(float)) for s in samples])
     assert gain.sum() >= -3 * np.sqrt((gain**2).sum())
 
 
 def test_where_responses_recur_scores_decide_what_votes_leave_open() -> None:
-    """One vote each way on a pair; twenty other comparisons put A before B by way of C."""
+    """A pair has one vote for each side; twenty other comparisons put A before B through C."""
     wins = [(0, 2)] * 10 + [(2, 1)] * 10
     items = np.array([*wins, (0, 1)])
     comparison = np.append(np.repeat(np.arange(20), 3), [20, 20])

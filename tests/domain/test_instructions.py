@@ -1,4 +1,4 @@
-"""Verifiable instructions: published ones with answers that follow them and answers that just miss."""
+"""Verifiable instructions: published instructions, with answers that follow them and answers that narrowly fail."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from app.domain.instructions import INSTRUCTIONS, arguments_of, follows, sentences, words_of
 
 FOUR_ITEMS = "He taught well:\n* He wrote books.\n* He was kind.\n- He built things.\n1. He cared."
-# By key and id of a published prompt: its instruction in our words, an answer that follows it, and one
+# By key and id of a published prompt: its instruction in our words, an answer that follows it, and an answer
 # that does not. See tests/fixtures/NOTICE.
 IFEVAL: list[tuple[str, dict[str, Any], str, str]] = [
     ("1019 english_lowercase", {"name": "lowercase"}, "what do the boys hold?", "What do the boys hold?"),
@@ -116,7 +116,7 @@ HARD = (
 
 @pytest.mark.parametrize("text", HARD, ids=lambda text: repr(text[:2]))
 def test_no_answer_keeps_a_checker_busy(text: str) -> None:
-    """A pattern that backtracks would take minutes for these."""
+    """A pattern with backtracking would take minutes for these answers."""
     for _, given, _, _ in IFEVAL:
         follows(given, text)
     assert sentences(text) >= 0

@@ -30,12 +30,12 @@ def test_cases_that_say_the_same_count_as_one_a_cluster() -> None:
     assert apart is not None
     assert fourfold is not None
     assert apart.high - apart.low < 0.6 * (fourfold.high - fourfold.low)
-    # One prompt with twenty cases and five with one, all won: Kish's 25^2 / (20^2 + 5), about one and a half cases.
+    # One prompt with twenty cases and five prompts with one case, all won: Kish's 25^2 / (20^2 + 5), about 1.5 cases.
     uneven = clustered_share([(20, 20)] + [(1, 1)] * 5)
     assert uneven is not None
     cases = 25**2 / 405
     assert uneven.low == pytest.approx(cases / (cases + 1.96**2), abs=1e-3)  # Wilson's bound of a share of 1
-    # Where every cluster holds the same mixture, the cases are as good as independent: 40 of them at 0.5.
+    # If every cluster contains the same mixture, the cases are as good as independent: 40 of them at 0.5.
     mixed = clustered_share([(2, 4)] * 10)
     assert mixed is not None
-    assert mixed.high - mixed.low > 0.4  # without any spread nothing shows that: 10 are counted
+    assert mixed.high - mixed.low > 0.4  # without any spread, the data cannot show this: 10 cases are counted

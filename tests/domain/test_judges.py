@@ -1,4 +1,4 @@
-"""What judges are asked, how their answers are read, panels, and charts of drift."""
+"""The judges' question, how their answers are read, panels, and charts of drift."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_agreement_is_of_items_that_both_judged() -> None:
 
 
 def test_figures_of_anchors() -> None:
-    """Three anchors: said A twice; said what stood first both times; tie and B."""
+    """Three anchors: A in both orders; the first response in both orders; tie and B."""
     found = figures([(-1, -1), (-1, 1), (0, 1)], [[-1, -1], [0, 1], [1, 1]])
     # Verdicts A, tie, tie: agreement 1, 1/2, 0. Sides chosen: A first, A second; A first, B first; B first.
     assert found == Figures(3, 0.5, pytest.approx(2 / 3), pytest.approx(4 / 5))
@@ -90,6 +90,6 @@ def test_the_moving_average_alarms_after_a_lasting_change_and_not_before() -> No
     fallen = moving(0.8, [0.8, 0.6, 0.6, 0.6], 30)
     assert [each.alarms for each in fallen] == [False, False, True, True]
     assert fallen[1].value == pytest.approx(0.3 * 0.6 + 0.7 * 0.8)
-    # A judge who never contradicted itself begins to.
+    # A judge who never contradicted itself starts to do so.
     assert not moving(0.0, [3 / 30], 30)[0].alarms
     assert moving(0.0, [0.3], 30)[0].alarms

@@ -1,4 +1,4 @@
-"""Cohen's kappa, and Conger's for many labelers, against published tables and arithmetic."""
+"""Cohen's kappa, and Conger's for several labelers, against published tables and arithmetic."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_artstein_and_poesio() -> None:
 def test_weighted_kappa_is_the_mean_distance_against_that_of_shuffled_answers(
     seed: int, weights: str, power: int
 ) -> None:
-    """1 - observed / expected mean distance, written out judgment by judgment (Cohen 1968)."""
+    """1 - observed / expected mean distance, computed judgment by judgment (Cohen 1968)."""
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 7, 40)
     second = np.clip(first + rng.integers(-2, 3, 40), 0, 6)
@@ -52,11 +52,11 @@ def test_many_tables_at_once() -> None:
     assert found == pytest.approx([0.4, 1.0, -1.0])
 
 
-# ---- of many labelers ------------------------------------------------------------------------------------------------
+# ---- several labelers ------------------------------------------------------------------------------------------------
 
 
 class Ratings:
-    """A table (units, labelers) of values numbered from 0, -1 where somebody did not answer."""
+    """A table (units, labelers) of values numbered from 0; -1 is a missing answer."""
 
     def __init__(self, table: NDArray[np.int64], values: int) -> None:
         self.units, self.values = len(table), values
@@ -79,7 +79,7 @@ class Ratings:
 
 
 def random_table(seed: int, units: int, labelers: int, missing: float = 0.0) -> NDArray[np.int64]:
-    """Labelers lean to the unit's value; each has a value they are fond of."""
+    """Labelers tend towards the unit's value, and each labeler also has a favorite value."""
     rng = np.random.default_rng(seed)
     fond = rng.integers(0, 3, labelers)
     table = np.where(rng.random((units, labelers)) < 0.6, rng.integers(0, 3, (units, 1)), fond)
@@ -87,7 +87,7 @@ def random_table(seed: int, units: int, labelers: int, missing: float = 0.0) -> 
 
 
 def test_congers_kappa_of_gwets_four_raters() -> None:
-    """The value of the package irrCAC, for a table with answers missing."""
+    """The value of the package irrCAC for a table with missing answers."""
     table = TABLES["gwet_raw_4raters"]
     numbers = np.array(
         [[-1 if said is None else int(said) - 1 for said in unit] for unit in table["subjects_by_raters"]]
@@ -123,7 +123,7 @@ def test_a_unit_moves_chance_as_much_as_it_does_when_it_counts_once_more() -> No
     table = random_table(3, 12, 3, missing=0.2)
     drawn, chance = Ratings(table, 3).drawn()
     for unit in range(12):
-        # Everything a thousand times, the unit once more: its weight grows by a thousandth.
+        # Everything counts a thousand times, and the unit once more, so its weight grows by a thousandth.
         more = Ratings(np.concatenate([np.tile(table, (1000, 1)), table[unit : unit + 1]]), 3).drawn()[1]
         assert 1000 * (more - chance) == pytest.approx(drawn.moves[unit], abs=2e-4)
 

@@ -1,4 +1,4 @@
-"""Figures of labelers, each by counting on fingers."""
+"""Figures of labelers, counted by hand."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from app.domain.labelers import MONDAY, UNKNOWN, UNSAID, WEEK, Judged, figures, 
 
 
 def judged(*rows: tuple[int, int, int], **columns: object) -> Judged:
-    """(labeler, comparison, side) a judgment; other columns as given, else nothing known."""
+    """Return one judgment per (labeler, comparison, side), with other columns as given or unknown."""
     n = len(rows)
     labeler, comparison, side = np.array(rows, np.int64).reshape(-1, 3).T
     given = {
@@ -24,10 +24,10 @@ def judged(*rows: tuple[int, int, int], **columns: object) -> Judged:
 
 
 def test_the_consensus_of_the_others_leaves_oneself_out() -> None:
-    # Ann A, Bob A, Eve B on one; Ann B, Bob tie on another; Eve alone on a third; Bob cannot judge a fourth.
+    # Ann A, Bob A and Eve B on one; Ann B and Bob tie on another; only Eve on a third; Bob cannot judge a fourth.
     rows = [(0, 0, -1), (1, 0, -1), (2, 0, 1), (0, 1, 1), (1, 1, 0), (2, 2, 1), (1, 3, UNSAID), (0, 3, 1)]
     found = judged(*rows)
-    # Ann hears Bob and Eve, who are divided; Eve hears two for A.
+    # For Ann, the others are Bob and Eve, who are divided; for Eve, both others say A.
     assert others_consensus(found).tolist() == [UNSAID, UNSAID, -1, 0, 1, UNSAID, 1, UNSAID]
     numbers = figures(found, 3)
     assert numbers.judgments.tolist() == [3, 3, 2]
@@ -54,13 +54,13 @@ def test_sides_and_medians() -> None:
 
 
 def test_too_fast_is_under_two_seconds_or_a_quarter_of_what_is_usual() -> None:
-    # Forty short texts that take 4 s, forty long ones that take 40 s.
+    # Forty short texts that take 4 s, and forty long texts that take 40 s.
     n = 80
     length, ms = np.repeat([100, 5000], 40), np.repeat([4000.0, 40_000.0], 40)
     ms[[0, 1, 40, 41]] = [1900, 2100, 9000, 11_000]
     found = too_fast(judged(*[(0, i, 1) for i in range(n)], length=length, ms=ms))
     assert np.flatnonzero(found).tolist() == [0, 40]
-    # Few texts of a length tell nothing of what is usual; untimed answers are not fast.
+    # With few texts of a length, the usual time is unknown. Untimed answers are not fast.
     few = judged(*[(0, i, 1) for i in range(4)], length=[5000] * 4, ms=[40_000, 9000, 1000, UNKNOWN])
     assert too_fast(few).tolist() == [False, False, True, False]
 
@@ -113,8 +113,8 @@ def test_agreement_against_counting_one_by_one(seed: int) -> None:
 
 
 def test_a_ranking_is_one_answer_and_its_pairs_are_no_independent_ones() -> None:
-    # Ann ranks four responses, all six pairs as Bob does; of five more she ranks two and leaves three; a third ranking
-    # she cannot judge. Beside them two pairs.
+    # Ann ranks four responses, and all six pairs as Bob does. Of five more she ranks two and leaves three. She cannot
+    # judge a third ranking. There are also two single pairs.
     sixes = [(who, i, 1) for who in (0, 1) for i in range(6)]
     partial = [(0, 10 + i, UNSAID if i >= 7 else 1) for i in range(10)]
     silent = [(0, 30 + i, UNSAID) for i in range(3)]
@@ -128,7 +128,7 @@ def test_a_ranking_is_one_answer_and_its_pairs_are_no_independent_ones() -> None
     assert numbers.judgments.tolist() == [21, 6]
     assert numbers.answers.tolist() == [5, 1]
     assert numbers.unsaid.tolist() == [2, 0]
-    # Inversions of a random permutation of k vary by k (k - 1) (2 k + 5) / 72, a coin for each pair by k (k - 1) / 8.
+    # The variance of inversions of a random permutation of k is k (k - 1) (2 k + 5) / 72, and k (k - 1) / 8 for coins.
     variance, coins = 4 * 3 * 13 / 72, 4 * 3 / 8
     assert numbers.compared.tolist() == pytest.approx([6 * coins / variance] * 2)
     assert numbers.agreed.tolist() == numbers.compared.tolist()

@@ -1,4 +1,4 @@
-"""Boards planted so that the answers are known: by closed forms, by symmetry, or by drawing from the model."""
+"""Boards with planted results that are known by closed forms, by symmetry, or by drawing from the model."""
 
 from math import exp, log
 
@@ -28,7 +28,7 @@ def strength(standing: Standing) -> float:
 
 
 def test_two_policies_by_hand() -> None:
-    """ONE wins 24, ties 8 and loses 8 of 40, each on a prompt of its own.
+    """ONE wins 24 of 40, with 8 ties and 8 losses, each on a different prompt.
 
     Two parameters fit the counts exactly, so the win rate is (24 + 4) / 40.
     """
@@ -50,9 +50,9 @@ def test_two_policies_by_hand() -> None:
 
 
 def test_the_interval_of_two_policies_by_hand() -> None:
-    """30 wins of 40 without ties, each on a prompt of its own by one of 4 labelers, too few to cluster by.
+    """30 wins of 40 without ties, each on a different prompt, by 4 labelers: too few labelers to cluster by.
 
-    The log-odds log(3) have the variance 1/30 + 1/10; prompts, all different, give the same times 40/39.
+    The log-odds log(3) have the variance 1/30 + 1/10. All prompts differ; clustering by them multiplies it by 40/39.
     """
     said = matches([(ONE, BASE, 1, 30), (ONE, BASE, -1, 10)])
     found = board(said._replace(labeler=np.arange(40) % 4), [BASE, ONE])
@@ -62,12 +62,12 @@ def test_the_interval_of_two_policies_by_hand() -> None:
     assert one.strength is not None
     assert one.wins is not None
     assert tuple(one.strength) == pytest.approx((log(3), log(3) - half, log(3) + half))
-    assert one.wins.low == pytest.approx(1 / (1 + exp(-one.strength.low)))  # no ties: both say the same
+    assert one.wins.low == pytest.approx(1 / (1 + exp(-one.strength.low)))  # without ties, both say the same
     assert one.wins.high == pytest.approx(1 / (1 + exp(-one.strength.high)))
 
 
 def test_three_policies_whose_odds_agree() -> None:
-    """2 : 1, 3 : 1 and, between the better two, 3 : 2 are met exactly by strengths 1, 2 and 3."""
+    """Odds of 2 : 1, 3 : 1 and, between the better two, 3 : 2 fit strengths 1, 2 and 3 exactly."""
     said = [(ONE, BASE, 1, 40), (ONE, BASE, -1, 20), (TWO, BASE, 1, 45), (TWO, BASE, -1, 15)]
     said += [(TWO, ONE, 1, 36), (TWO, ONE, -1, 24)]
     found = board(matches(said), [BASE, ONE, TWO])
@@ -75,7 +75,7 @@ def test_three_policies_whose_odds_agree() -> None:
     assert strength(of(found, ONE)) == pytest.approx(log(2))
     assert strength(of(found, TWO)) == pytest.approx(log(3))
     assert wins(of(found, TWO)) == pytest.approx(3 / 4)
-    # 36 of 60 is no more than chance: the better two share the first rank, both ahead of the base.
+    # 36 of 60 can be chance, so the better two share the first rank, both ahead of the base.
     assert [each.rank for each in found.standings] == [1, 1, 3]
     assert found.ahead is not None
     assert found.ahead.value == pytest.approx(3 / 5)
@@ -87,7 +87,7 @@ def test_three_policies_whose_odds_agree() -> None:
 
 
 def with_lengths(rows: list[tuple[int, int, int, float, int]]) -> Matches:
-    """Rows of (a, b, outcome, relative length, how often)."""
+    """Return matches from rows of (a, b, outcome, relative length, count)."""
     said = matches([(a, b, outcome, n) for a, b, outcome, _, n in rows])
     style = np.zeros((len(said.a), 4))
     style[:, 0] = np.repeat([row[3] for row in rows], [row[4] for row in rows])
@@ -95,10 +95,10 @@ def with_lengths(rows: list[tuple[int, int, int, float, int]]) -> Matches:
 
 
 def test_longer_is_not_better() -> None:
-    """Whoever is longer wins 3 of 4, whichever policy it is; ONE is longer in 80 of 100 comparisons.
+    """The longer response wins 3 of 4, whichever policy wrote it. ONE's response is longer in 80 of 100 comparisons.
 
-    Raw, ONE wins (60 + 5) / 100. At equal length the policies are equal, and a typical difference, which is every one
-    here, wins 3/4.
+    Raw, ONE wins (60 + 5) / 100. At equal length the policies are equal. All differences here are equal, so the typical
+    difference wins 3/4.
     """
     rows = [(ONE, BASE, 1, 0.5, 60), (ONE, BASE, -1, 0.5, 20), (ONE, BASE, 1, -0.5, 5), (ONE, BASE, -1, -0.5, 15)]
     found = board(with_lengths(rows), [BASE, ONE])
@@ -117,7 +117,7 @@ def test_longer_is_not_better() -> None:
 
 
 def test_better_is_not_longer() -> None:
-    """ONE wins 3 of 4 whether it is longer or shorter: both figures are the same."""
+    """ONE wins 3 of 4 whether its response is longer or shorter, so both figures are the same."""
     rows = [(ONE, BASE, 1, 0.5, 30), (ONE, BASE, -1, 0.5, 10), (ONE, BASE, 1, -0.5, 30), (ONE, BASE, -1, -0.5, 10)]
     one = of(board(with_lengths(rows), [BASE, ONE]), ONE)
     assert one.controlled is not None
@@ -127,7 +127,7 @@ def test_better_is_not_longer() -> None:
 
 
 def test_the_side_shown_first_is_told_apart() -> None:
-    """Equal policies, the first shown wins 3 of 4; ONE is first in 30 of 40."""
+    """The policies are equal, and the first shown response wins 3 of 4. ONE is shown first in 30 of 40."""
     said = matches([(ONE, BASE, 1, 24), (ONE, BASE, -1, 8), (ONE, BASE, 1, 2), (ONE, BASE, -1, 6)])
     # 24 of 32 as the first, 2 of 8 as the second
     found = board(said._replace(position=np.repeat([1.0, -1.0], [32, 8])), [BASE, ONE])
@@ -160,7 +160,7 @@ def test_what_cannot_be_controlled_is_said() -> None:
 
 @pytest.mark.parametrize(("differing", "why"), [(9, "few"), (10, None)])
 def test_what_few_pairs_differ_in_does_not_spoil_the_rest(differing: int, why: str | None) -> None:
-    """As in PandaLM's test set, where headers differ in two pairs, both of which went one way."""
+    """This happens in PandaLM's test set: headers differ in two pairs, and both have the same winner."""
     rows = [(ONE, BASE, 1, 0.5, 60), (ONE, BASE, -1, 0.5, 20), (ONE, BASE, 1, -0.5, 5), (ONE, BASE, -1, -0.5, 15)]
     plain = with_lengths(rows)
     style, position = plain.style.copy(), plain.position.copy()
@@ -193,7 +193,7 @@ def test_a_policy_on_few_prompts_has_no_interval_and_no_rank() -> None:
 
 
 def test_a_wide_interval_lifts_no_policy_over_stronger_ones() -> None:
-    """TWO is weaker than ONE, but on so few judgments that, unlike ONE, it cannot be told from THREE."""
+    """TWO is weaker than ONE. But it has so few judgments that, unlike ONE, it does not differ clearly from THREE."""
     said = [(BASE, ONE, 1, 100), (BASE, ONE, -1, 90), (BASE, TWO, 1, 4), (BASE, TWO, -1, 3)]
     said += [(THREE, BASE, 1, 130), (THREE, BASE, -1, 70)]
     found = board(matches(said), [BASE, ONE, TWO, THREE])
@@ -210,7 +210,7 @@ def test_what_is_not_connected_is_named_with_what_would_connect_it() -> None:
     found = board(matches(said), [BASE, ONE, TWO, THREE, 50])
     assert {each.policy for each in found.standings} == {BASE, ONE}
     assert [each.policies for each in found.apart] == [(TWO, THREE), (50,)]
-    assert [each.link for each in found.apart] == [(THREE, ONE), (50, ONE)]  # of equals the newer one
+    assert [each.link for each in found.apart] == [(THREE, ONE), (50, ONE)]  # of equal ones, the newer
     assert found.separated == []
     other = board(matches(said), [BASE, ONE, TWO, THREE, 50], reference=TWO)
     assert (other.reference, other.refused, other.judgments) == (TWO, "few", 4)
@@ -239,7 +239,7 @@ def test_a_policy_that_always_wins_gets_words_and_no_number() -> None:
 
 
 def test_the_reference_is_the_oldest_of_those_that_can_be_ranked_on_most() -> None:
-    """Everything beat the base: measured from it, nothing would have a number."""
+    """Everything beat the base, so no policy would have a number relative to it."""
     said = [(ONE, BASE, 1, 20), (TWO, ONE, 1, 15), (TWO, ONE, -1, 10)]
     found = board(matches(said), [BASE, ONE, TWO])
     assert found.reference == ONE
@@ -261,7 +261,7 @@ def test_wins_of_one_side_alone_and_ties_have_no_finite_estimate_either() -> Non
 
 
 def drawn(rng: np.random.Generator, truth: NDArray[np.float64], nu: float) -> Matches:
-    """400 judgments of 4 policies on 40 prompts by 15 labelers, both of whom have their own opinion of each policy."""
+    """400 judgments of 4 policies on 40 prompts by 15 labelers. Prompts and labelers each favor some policies."""
     n, prompts, labelers = 400, 40, 15
     prompt, labeler = rng.integers(0, prompts, n), rng.integers(0, labelers, n)
     a = rng.integers(0, 4, n)
@@ -276,10 +276,10 @@ def drawn(rng: np.random.Generator, truth: NDArray[np.float64], nu: float) -> Ma
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say_although_judgments_are_alike() -> None:
-    """Equal policies, so the truth is one half: 3 win rates on each of 200 boards.
+    """The policies are equal, so the truth is one half: 3 win rates on each of 200 boards.
 
-    If the chance is 0.95, between 179 and 198 of 200 boards hold it (99.9%, binomial). Errors that take judgments for
-    independent hold it on far fewer.
+    With coverage 0.95, 179 to 198 of 200 boards contain it (99.9%, binomial). Intervals that take judgments for
+    independent contain it on far fewer boards.
     """
     rng = np.random.default_rng(20)
     held = np.zeros(3)
@@ -317,7 +317,7 @@ def test_the_truth_is_found_on_a_large_board() -> None:
         expected = float(rao_kupper.win_rate(truth[policy], nu))
         assert standing.controlled.value == pytest.approx(expected, abs=0.02)
         assert standing.controlled.low < expected < standing.controlled.high
-    # Newer policies are longer here, which people like: raw, they look better than they are.
+    # Newer policies write longer answers here, which people like, so without control they look better than they are.
     assert of(found, 3).gap < -0.05
     assert [each.name for each in found.effects] == ["position", "length", "headers", "lists", "bold"]
     for effect, true in zip(found.effects, effects, strict=True):

@@ -1,4 +1,4 @@
-"""Monitors: what they say of planted changes, and how often of none."""
+"""Monitors: their findings on planted changes, and their false alarms."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ FIGURES = sorted({monitor.figure for monitor in MONITORS})
 
 
 def evaluation(changes: dict[str, list[float]], before: float = 1.0, prompts: int = 40) -> dict[str, float]:
-    """Metrics as an evaluation reports them: of figures that did not change, but for those given (by prompt)."""
+    """Return metrics in the form of an evaluation, where only the given figures (by prompt) have changed."""
     metrics = {"eval_prompts": float(prompts)}
     for figure in FIGURES:
         values = changes.get(figure, [0.0] * prompts)
@@ -50,7 +50,7 @@ def test_a_sure_change_that_is_small_is_fine() -> None:
 
 
 def test_a_change_that_chance_could_make_is_fine() -> None:
-    # Mean 0.4, deviation 1.2 over 40 prompts: 2.1 standard errors, sure at 95% but not for one monitor of many.
+    # Mean 0.4, deviation 1.2 over 40 prompts: 2.1 standard errors, significant alone, but not for one of many monitors.
     values = [0.4 + 1.2 * math.sqrt(39 / 40) * (-1) ** i for i in range(40)]
     interval = mean_interval(values)
     assert interval is not None
@@ -72,11 +72,11 @@ def test_what_was_not_measured_is_said() -> None:
     assert {each.state for each in found.values()} == {"unknown"}
     assert found["longer"].why == "9 prompts are too few: at least 10 are needed."
     assert found["unsafe"].why == "No held-out prompt has the tag domain=safety."
-    assert findings({"": {"eval_length": 3.0}}) == []  # an evaluation of one policy
+    assert findings({"": {"eval_length": 3.0}}) == []  # an evaluation of only one policy
 
 
 def test_a_round_in_which_nothing_changed_raises_few_alarms() -> None:
-    """2,000 rounds of independent noise, large beside what matters: at most 5% with any alarm, within chance."""
+    """2,000 rounds of independent noise, large compared with the limits: at most 5% have an alarm, within chance."""
     rng, rounds, alarms = np.random.default_rng(7), 2000, 0
     for _ in range(rounds):
         noise = {figure: rng.normal(0, 3, 20).tolist() for figure in FIGURES}
@@ -95,6 +95,6 @@ def test_the_documentation_has_every_monitor() -> None:
 
 
 def test_a_monitor_of_less_is_called_so() -> None:
-    """Beside it stands the figure: “answers cut off: 2%” must not be the share that was not cut."""
+    """Its label appears next to the figure: “answers cut off: 2%” must not show the share that was not cut."""
     called = {monitor.name: monitor.label.split()[0] in ("Fewer", "Less", "Shorter") for monitor in MONITORS}
     assert called == {monitor.name: monitor.worse == -1 for monitor in MONITORS}

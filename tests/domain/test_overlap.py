@@ -1,4 +1,4 @@
-"""How many judgments are asked for: rules at opening, and what answers make of it; probabilities by arithmetic."""
+"""How many judgments a comparison needs: rules at opening, and changes by answers; probabilities by arithmetic."""
 
 from math import comb
 
@@ -25,8 +25,8 @@ RULES = [Rule("purpose", "heldout", 5), Rule("domain", "law", 3), Rule("domain",
 @pytest.mark.parametrize(
     ("tags", "adaptive", "expected"),
     [
-        ({"purpose": "train", "domain": "law"}, None, Overlap(3)),  # the first that fits
-        ({"purpose": "heldout", "domain": "law"}, (1, 4), Overlap(5)),  # a rule asks for exactly so many
+        ({"purpose": "train", "domain": "law"}, None, Overlap(3)),  # the first rule that fits
+        ({"purpose": "heldout", "domain": "law"}, (1, 4), Overlap(5)),  # a rule asks for exactly this number
         ({"purpose": "train", "domain": "maths"}, (1, 4), Overlap(1, 4)),
         ({"purpose": "train"}, None, Overlap(2)),
     ],
@@ -44,7 +44,7 @@ def test_what_is_asked_for_at_opening(
         ({"purpose": "train", "domain": "maths"}, (2, 4), Overlap(2, 4)),
         ({"purpose": "train"}, None, Overlap(1)),
         ({"purpose": "human_eval"}, None, Overlap(2)),  # it measures
-        ({"purpose": "human_eval"}, (1, 4), Overlap(2)),  # nor does it depend on what was said
+        ({"purpose": "human_eval"}, (1, 4), Overlap(2)),  # and does not depend on the answers
     ],
 )
 def test_what_is_judged_once(tags: dict[str, str], adaptive: tuple[int, int] | None, expected: Overlap) -> None:
@@ -59,7 +59,7 @@ def exact(for_it: int, against: int) -> float:
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 5), (10, 4), (40, 30), (200, 170), (300, 1)])
 def test_the_posterior_of_the_majority_is_the_beta_tail(a: int, b: int) -> None:
-    # With a half vote more on each side the Jeffreys prior becomes Beta(a, b) with whole a and b.
+    # With half a vote more on each side, the Jeffreys prior becomes Beta(a, b) with whole a and b.
     assert share_is_most(a - 0.5, b - 0.5) == pytest.approx(exact(a, b), abs=1e-9)
 
 
@@ -86,11 +86,11 @@ def test_sureness_is_of_the_likeliest_outcome_and_mirrors() -> None:
     [
         (Asked(2, 0, None, 2, False), Growth()),
         (Asked(2, 0, None, 1, False), Growth(1, 1)),  # one could not judge: one more
-        (Asked(3, 0, None, 0, False), Growth(2, 2)),  # at most two more than were wanted
-        (Asked(3, 1, None, 2, False), Growth()),  # the one more has judged
+        (Asked(3, 0, None, 0, False), Growth(2, 2)),  # at most two more than at first
+        (Asked(3, 1, None, 2, False), Growth()),  # the additional labeler has judged
         (Asked(3, 1, None, 1, False), Growth(1, 1)),
-        (Asked(4, 2, None, 1, False), Growth()),  # grown enough: a reviewer looks
-        (Asked(1, 0, 5, 1, False), Growth(1)),  # adaptive and not sure
+        (Asked(4, 2, None, 1, False), Growth()),  # no more growth: a reviewer decides
+        (Asked(1, 0, 5, 1, False), Growth(1)),  # adaptive, and not confident
         (Asked(3, 0, 5, 3, True), Growth()),
         (Asked(5, 0, 5, 3, False), Growth()),  # the cap
         (Asked(1, 0, 5, 0, False), Growth(1)),
@@ -126,7 +126,7 @@ def test_agreement_is_the_share_of_agreeing_pairs(preferences: list[int], expect
         (Asked(2, 0, None, 2, False), 1.0, True, "flagged"),
         (Asked(2, 0, None, 2, False), 0.0, True, "split"),
         (Asked(4, 2, None, 1, False), None, False, "unjudgeable"),
-        (Asked(5, 0, 5, 1, False), None, False, None),  # adaptive at its cap: one said something, nobody disagrees
+        (Asked(5, 0, 5, 1, False), None, False, None),  # adaptive at its cap: only one judged, so nobody disagrees
         (Asked(5, 0, 5, 0, False), None, False, "unjudgeable"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run's speed and the time it will still take, by arithmetic on a clock that the test sets."""
+"""A run's speed and remaining time, by arithmetic on a clock that the test sets."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_the_time_left_is_what_the_steps_so_far_took() -> None:
 
 
 def test_activities_that_take_turns_have_each_their_own_pace() -> None:
-    """Steps of 10 s, with looks of 30 s at held-out rows between them."""
+    """Steps of 10 s, with measurements of held-out rows of 30 s between them."""
     pace, now = Pace(0.0), 0.0
     pace.report(now, 0, 100, "training")
     for step in range(1, 5):
@@ -50,7 +50,7 @@ def test_a_count_that_begins_again_forgets_what_was_before() -> None:
 def test_nothing_is_said_of_the_first_seconds() -> None:
     pace = Pace(0.0)
     assert (pace.seconds_left, pace.tokens_per_second) == (None, None)
-    pace.worked(7)  # before anything began
+    pace.worked(7)  # before anything started
     pace.report(0.0, 0, 10, "training")
     pace.worked(7)
     pace.report(4.9, 1, 10, "training")

@@ -1,4 +1,4 @@
-"""Which pairs are asked: all of them when few, spread when limited, never two equal texts."""
+"""The choice of pairs: all pairs if they are few, spread if they are limited, never two equal texts."""
 
 from collections import Counter
 from itertools import combinations
@@ -84,7 +84,7 @@ def test_uncertain_pairs_are_those_whose_difference_the_heads_dispute() -> None:
 
 
 def test_delta_ucb_asks_first_about_the_widest_gap_between_bounds() -> None:
-    # Means 0, 1, 4 and 1; deviations 0, 1, 0 and 3: bounds lie 2, 1 + 2, ... apart, worked out below.
+    # Means 0, 1, 4 and 1; deviations 0, 1, 0 and 3. The gaps between bounds are 2, 1 + 2, ..., computed below.
     samples = scored((0.0, 0.0), (0.0, 2.0), (4.0, 4.0), (-2.0, 4.0))
     chosen = choose_pairs(samples, [], 6, ONLY["delta_ucb"], seed=0)
     assert {choice.ids: choice.selection["delta"] for choice in chosen} == {
@@ -103,10 +103,10 @@ def test_drts_pairs_the_best_with_the_worst_where_heads_agree_and_others_as_ofte
     for seed in range(20):
         first, *rest = choose_pairs(certain, [], 3, ONLY["drts"], seed)
         assert first.ids == (1, 2)
-        # Nothing else can come up: the other two pairs are chance's, and say so.
+        # No other pair is possible: the other two pairs are random, and marked as such.
         assert [choice.selection["policy"] for choice in rest] == ["random", "random"]
-    # Sample 3 has mean 4 and deviation 1: it is drawn as the best when 4 + 2z > 5, z > 1/2, a quarter of the time;
-    # as the worst when -4 + 2z > 0, never.
+    # Sample 3 has mean 4 and deviation 1. It is drawn as the best if 4 + 2z > 5, so z > 1/2: a quarter of the time. It
+    # is drawn as the worst if -4 + 2z > 0, which never happens.
     unsure = scored((0.0, 0.0), (5.0, 5.0), (3.0, 5.0))
     firsts = [choose_pairs(unsure, [], 1, ONLY["drts"], seed)[0].ids for seed in range(2000)]
     assert set(firsts) == {(1, 2), (1, 3)}
@@ -126,7 +126,7 @@ def test_shares_mix_the_policies_and_no_pair_comes_twice() -> None:
 
 
 def test_which_pair_chance_takes_does_not_depend_on_the_draw_of_the_policy() -> None:
-    """Both are drawn by one seed: of those seeds that draw chance, each of three pairs must still come up as often."""
+    """One seed draws both. Among seeds that draw a random pair, each of three pairs must be equally frequent."""
     samples = scored((0.0,), (1.0,), (3.0,))
     counted: Counter[tuple[int, ...]] = Counter()
     for seed in range(3000):

@@ -1,4 +1,4 @@
-"""PPI++: the closed form by numpy, and what it promises."""
+"""PPI++: the closed form with numpy, and its guarantees."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from app.domain.prediction_powered import FEWEST, powered
 
 
 def sample(n: int, more: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """People's values, a judge's of the same prompts, and of others; the true win rate is 0.6.
+    """Return people's values, a judge's values on the same prompts and on others; the true win rate is 0.6.
 
     Args:
-        noise: share of prompts on which the judge does not look.
+        noise: share of prompts on which the judge answers at random.
     """
     chance = np.random.default_rng(seed)
     truth = (chance.random(n + more) < 0.6).astype(float)
@@ -47,7 +47,7 @@ def test_a_judge_who_knows_nothing_changes_nothing_and_none_stands_alone() -> No
 
 
 def test_it_covers_the_truth_though_the_judge_is_wrong() -> None:
-    """The judge alone would say 0.69 to 0.75 instead of 0.6; together they miss it in about one of twenty samples."""
+    """The judge alone would give 0.69 to 0.75 instead of 0.6; together they miss it in about one of twenty samples."""
     hits = widths = 0.0
     for seed in range(400):
         y, f, rest = sample(100, 400, 0.4, seed)

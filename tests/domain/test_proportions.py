@@ -15,7 +15,7 @@ def test_published_values() -> None:
 
 @pytest.mark.parametrize(("successes", "n"), [(3, 10), (7.5, 12), (90, 100)])
 def test_the_bounds_solve_the_score_equation(successes: float, n: int) -> None:
-    """A bound p is where the observed share lies exactly z standard errors of p away."""
+    """At a bound p, the observed share is exactly z standard errors of p away."""
     share = successes / n
     for bound in wilson(successes, n) or ():
         assert abs(share - bound) == pytest.approx(Z_95 * (bound * (1 - bound) / n) ** 0.5)

@@ -1,4 +1,4 @@
-"""Rankings and the preferences that they say, by hand."""
+"""Rankings and the preferences that follow from them, by hand."""
 
 import itertools
 

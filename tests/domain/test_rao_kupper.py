@@ -20,7 +20,7 @@ def logit(p: float) -> float:
 
 
 def random_board(seed: int, n: int = 400, policies: int = 5, nu: float = 0.0) -> Drawn:
-    """First and second policies, and outcomes drawn from the model."""
+    """Return first and second policies, and outcomes drawn from the model."""
     rng = np.random.default_rng(seed)
     strengths = rng.normal(0, 0.8, policies)
     a = rng.integers(0, policies, n)
@@ -32,7 +32,7 @@ def random_board(seed: int, n: int = 400, policies: int = 5, nu: float = 0.0) ->
 
 
 def incidence(a: NDArray[np.int64], b: NDArray[np.int64], policies: int = 5) -> NDArray[np.float64]:
-    """Columns of all policies but the first."""
+    """Return columns for all policies except the first."""
     eye = np.eye(policies)
     return (eye[a] - eye[b])[:, 1:]
 
@@ -49,7 +49,7 @@ def arena(a: NDArray[np.int64], b: NDArray[np.int64], outcome: NDArray[np.int64]
 
 @pytest.mark.parametrize(("wins", "ties", "losses"), [(12, 5, 7), (3, 20, 1), (30, 0, 10)])
 def test_two_policies_in_closed_form(wins: int, ties: int, losses: int) -> None:
-    """Two parameters for two free shares: the model says exactly what was counted."""
+    """Two parameters for two free shares: the model fits the counts exactly."""
     n = wins + ties + losses
     outcome = np.repeat([1, 0, -1], [wins, ties, losses])
     found = rao_kupper.fit(np.ones((n, 1)), outcome)
@@ -90,7 +90,7 @@ def test_gradient_and_information_are_the_likelihoods_derivatives() -> None:
         for j in each
     ]
     assert -np.array(second) == pytest.approx(found.information, rel=1e-3, abs=1e-3)
-    # And away from the maximum, where the gradient is not 0.
+    # Also away from the maximum, where the gradient is not 0.
     moved = at + 0.1
     scores, _ = rao_kupper._derivatives(design, outcome, moved[:-1], float(moved[-1]))
     gradient = [(value(moved + one) - value(moved - one)) / (2 * step) for one in each]
@@ -152,7 +152,7 @@ def test_what_decides_everything_has_no_finite_estimate(design: list[list[float]
 
 
 def test_a_long_chain_of_better_policies_is_no_separation() -> None:
-    """Twelve policies, each winning 9 of 10 against the one before: 26 log-odds from the first to the last."""
+    """Twelve policies, each of which wins 9 of 10 against the previous one: 26 log-odds from the first to the last."""
     a = np.repeat(np.arange(1, 13), 10)
     outcome = np.tile([1] * 9 + [-1], 12)
     found = rao_kupper.fit(incidence(a, a - 1, 13), outcome)

@@ -1,4 +1,4 @@
-"""The pooled model finds what was put in, uses what is known, and never falls behind the majority on real votes."""
+"""The pooled model finds planted reliabilities, uses known truths, and on real votes is never below the majority."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def fit(sample: Sample, **options: object) -> DawidSkene:
 
 
 def simulated(knows: list[float], habit: list[float], comparisons: int, seed: int = 0) -> Sample:
-    """Every labeler answers every comparison: the truth as often as they know it, else by habit."""
+    """Every labeler answers every comparison: the truth with the probability that they know it, otherwise by habit."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(-1, 2, comparisons)
     labelers = len(knows)
@@ -39,11 +39,11 @@ def test_it_finds_how_labelers_answer() -> None:
 
 
 def test_outstanding_labelers_stand_out() -> None:
-    """Pooled weights draw the best and the worst to the crowd, by a few hundredths, and do not change their order."""
+    """Pooling moves the best and the worst labelers towards the crowd by a few hundredths, and keeps their order."""
     sample = simulated([0.9, 0.7, 0.5, 0.3, 0.0], [0.3, 0.1, 0.8, 0.5, 0.2], 4000)
     found = fit(sample)
     assert found.knows == pytest.approx([0.9, 0.7, 0.5, 0.3, 0.0], abs=0.07)
-    # One who does not know at all is right one time in three.
+    # A labeler who knows nothing is right one time in three.
     assert found.reliability[4] == pytest.approx(1 / 3, abs=0.04)
     assert sample.accuracy(outcomes(found.p_b, found.p_tie)) > sample.accuracy(sample.counts.astype(float)) + 0.05
 
@@ -75,7 +75,7 @@ def test_the_same_judgments_give_the_same_numbers_in_any_order() -> None:
 
 
 def test_few_answers_say_little_of_a_labeler() -> None:
-    """A newcomer who sided with the others once is taken for an average labeler, not for a perfect one."""
+    """A newcomer who agreed with the others once counts as an average labeler, not as a perfect one."""
     sample = simulated([0.7] * 5, [1 / 3] * 5, 300)
     crowd = fit(sample)
     agreed = int(np.flatnonzero(np.abs(sample.counts).max(axis=1) == 5)[0])
@@ -85,14 +85,14 @@ def test_few_answers_say_little_of_a_labeler() -> None:
         side=np.append(sample.side, sample.counts[agreed].argmax() - 1),
     )
     found = fit(more)
-    # One sure answer beside the crowd's PRIOR_ANSWERS.
+    # One certain answer next to the crowd's PRIOR_ANSWERS.
     average = float(crowd.knows.mean())
     assert found.knows[5] == pytest.approx((1 + PRIOR_ANSWERS * average) / (1 + PRIOR_ANSWERS), abs=0.02)
     assert found.high[5] - found.low[5] > 2 * (found.high[0] - found.low[0])
 
 
 def test_labelers_are_measured_on_known_truths() -> None:
-    """Three who copy each other outvote two who know, unless the truth is told."""
+    """Three labelers who copy each other outvote two good ones, unless the truth is known."""
     rng = np.random.default_rng(3)
     truth = rng.choice([-1, 1], 200)
     copied = rng.choice([-1, 1], 200)
@@ -104,9 +104,9 @@ def test_labelers_are_measured_on_known_truths() -> None:
     told = fit(sample, known=np.where(np.arange(200) < 150, truth, UNKNOWN))
     assert told.reliability[0] > 0.95
     assert told.low[0] > told.high[2]
-    # The fifty of which nothing was told follow those who proved right.
+    # The fifty comparisons without a known truth follow the labelers who proved right.
     assert ((told.p_b > 0.5) == (truth > 0))[150:].mean() > 0.9
-    # Nobody ever said tie: there is none.
+    # Nobody ever said tie, so there are no ties.
     assert told.p_tie.max() == 0.0
     assert told.confusion.sum(axis=2) == pytest.approx(np.ones((5, 3)))
 
@@ -127,7 +127,7 @@ def test_nothing_to_fit() -> None:
 
 
 def test_real_votes_as_a_whole() -> None:
-    """Majority 88.4% or 89.4%, by what becomes of a shared first place; the model of 1979 87.7%; ours 93.8%."""
+    """Majority 88.4% or 89.4%, depending on how shared first places count; the model of 1979 87.7%; ours 93.8%."""
     sample = votes.everything()
     majority = sample.majority(shared_is_tie=True), sample.majority()
     plain = sample.accuracy(votes.plain_dawid_skene(sample, iterations=30))
@@ -141,7 +141,7 @@ def test_real_votes_as_a_whole() -> None:
 
 @pytest.mark.parametrize("number", range(26))
 def test_real_votes_of_a_topic_never_fall_below_the_majority(number: int) -> None:
-    """In a topic the median worker has judged one pair or two; the model of 1979 is worse than counting there."""
+    """In a topic, the median worker has judged one or two pairs; the model of 1979 is worse than counting there."""
     sample = votes.everything().topic(number)
     assert np.median(np.bincount(sample.labeler)) <= 2
     majority = max(sample.majority(), sample.majority(shared_is_tie=True))
@@ -153,8 +153,8 @@ def test_real_votes_of_a_topic_never_fall_below_the_majority(number: int) -> Non
 
 @pytest.mark.parametrize("name", CROWDS)
 def test_no_made_up_crowd_falls_below_the_majority(name: str) -> None:
-    """Crowds that no constant was chosen on. Below: by more than three standard errors of as many coins as there are
-    comparisons that the two decide differently."""
+    """No constant was chosen on these crowds. "Below" means by more than three standard errors of as many coins as
+    there are comparisons that the two methods decide differently."""
     samples = [CROWDS[name].sample(seed) for seed in range(5)]
     fits = [fit(sample) for sample in samples]
     ours = np.concatenate(
@@ -163,9 +163,9 @@ def test_no_made_up_crowd_falls_below_the_majority(name: str) -> None:
     majority = np.concatenate([sample.hits(sample.counts.astype(float)) for sample in samples])
     assert (ours - majority).sum() >= -3 * np.sqrt(((ours - majority) ** 2).sum())
     plain = np.concatenate([sample.hits(votes.plain_dawid_skene(sample, 40)) for sample in samples])
-    if CROWDS[name].each <= 10 and not CROWDS[name].adversaries:  # where the model of 1979 has too little to go by
+    if CROWDS[name].each <= 10 and not CROWDS[name].adversaries:  # too few answers for the model of 1979
         assert plain.mean() < majority.mean()
-    if name in ("spammers", "adversaries"):  # and where there is something to learn of labelers, it is learned
+    if name in ("spammers", "adversaries"):  # here labelers differ, and the model learns it
         assert ours.mean() > majority.mean() + 0.03
 
 
@@ -173,11 +173,11 @@ def test_how_common_ties_are_is_taken_from_what_most_call() -> None:
     def odds(ties: int, shared: int, sides: int) -> float:
         return reliability.tie_odds(np.array([[0, 2, 1]] * ties + [[1, 1, 0]] * shared + [[0, 1, 2]] * sides, float))
 
-    # Of 97 six are ties, and 12 half of one: with one more of each kind 13 of 100, as which they may well be a third.
+    # Of 97, six are ties and 12 are half ties; with one more of each kind 13 of 100, so a third is possible for these.
     assert odds(6, 12, 79) == pytest.approx(0)
-    # Two in a hundred: four times as many at most, against 46 for either side.
+    # Two in a hundred: at most four times as many, against 46 for either side.
     assert odds(1, 0, 96) == pytest.approx(np.log(0.08 / 0.46))
-    # More than a third are what they are.
+    # More than a third: unchanged.
     assert odds(59, 0, 38) == pytest.approx(np.log(0.6 / 0.2))
 
 
@@ -190,7 +190,7 @@ def test_an_interval_of_hardly_anything_known_is_all_there_is() -> None:
 
 
 def test_the_fit_goes_on_until_nothing_moves_where_close_calls_are_common() -> None:
-    """600 pairs of Bradley-Terry's, three votes each: what people disagree about looks like errors, and EM is slow."""
+    """600 pairs from Bradley-Terry with three votes each: disagreement looks like errors, and EM is slow."""
     rng = np.random.default_rng(0)
     comparison = np.repeat(np.arange(600), 3)
     labeler = np.concatenate([rng.choice(30, 3, replace=False) for _ in range(600)])
@@ -207,7 +207,7 @@ def test_the_fit_goes_on_until_nothing_moves_where_close_calls_are_common() -> N
 
 
 def test_a_million_judgments() -> None:
-    """Ten passes over the judgments an iteration, and few iterations, however many there are."""
+    """An iteration takes ten passes over the judgments, and the number of iterations is small for any data size."""
     rng = np.random.default_rng(0)
     n, comparisons, labelers = 1_000_000, 300_000, 2000
     comparison, labeler = rng.integers(0, comparisons, n), rng.integers(0, labelers, n)

@@ -1,4 +1,4 @@
-"""Which comparisons a round reads: expected numbers from the definition of share and age."""
+"""Which comparisons a round reads: expected numbers from the definitions of share and age."""
 
 import numpy as np
 import pytest

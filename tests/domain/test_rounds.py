@@ -1,4 +1,4 @@
-"""The state machine of a round, by its table."""
+"""The state machine of a round, according to its table."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""The confidence sequence: against arithmetic and an independent computation, and its errors by simulation."""
+"""The confidence sequence against arithmetic and an independent computation, and its error rates by simulation."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ DECIDES = -math.log(ALPHA)
 
 
 def by_hand(values: Sequence[float], mean: float, alpha: float = ALPHA) -> tuple[float, float]:
-    """(holds who bets on more than `mean`, on less), by the paper's formulas one value after the other."""
+    """Return the capital of bets on more and on less than `mean`, by the paper's formulas, value by value."""
     up = down = 1.0
     total, spread = 0.0, 0.0
     variance = 1 / 4
@@ -35,7 +35,7 @@ def excluded(values: Sequence[float], mean: float) -> bool:
 
 
 def test_while_the_bet_is_at_its_cap_capital_is_a_power() -> None:
-    """A bet of 1 against 1/2 wins half of what is held, or loses half; the first bets are all at the cap."""
+    """A bet of 1 against 1/2 wins or loses half of the capital; the first bets are all at the cap."""
     better, worse = capital([1, 1, 1, 0, 0.5])
     assert np.exp(better) == pytest.approx([1.5, 1.5**2, 1.5**3, 1.5**3 * 0.5, 1.5**3 * 0.5])
     assert np.exp(worse) == pytest.approx([0.5, 0.5**2, 0.5**3, 0.5**3 * 1.5, 0.5**3 * 1.5])
@@ -49,7 +49,7 @@ def test_while_the_bet_is_at_its_cap_capital_is_a_power() -> None:
 
 
 def test_ten_prompts_of_one_mind_decide_and_nine_do_not() -> None:
-    """1.5^9 / 2 = 19.2 is below 1 / 0.05, 1.5^10 / 2 = 28.8 above it."""
+    """1.5^9 / 2 = 19.2 is below 1 / 0.05, and 1.5^10 / 2 = 28.8 is above it."""
     words = []
     for n, side in product((9, 10), (1.0, 0.0)):
         found = preference([side] * n)
@@ -73,7 +73,7 @@ def test_the_interval_holds_what_is_not_refuted_by_hand() -> None:
         assert found is not None
         means = np.linspace(0, 1, 1001)[1:-1]
         kept = [mean for mean in means if not excluded(values[:n], mean)]
-        # Widened to the next mean that was tried, so that it is not too narrow.
+        # The interval extends to the next mean that was tried, so that it is not too narrow.
         assert found.low == pytest.approx(max(kept[0] - 0.001, 0))
         assert found.high == pytest.approx(min(kept[-1] + 0.001, 1))
         assert found.low <= found.value <= found.high
@@ -112,7 +112,7 @@ def test_how_many_more_is_counted_from_the_same_answers_again() -> None:
 
 @pytest.mark.parametrize("values", [[1.0] * (FEWEST - 1), [0.5] * 30, [1.0, 0.0] * 20])
 def test_how_many_more_is_not_said_where_it_is_not_known(values: list[float]) -> None:
-    """Of too few prompts; where nobody prefers anything; and where a thousand more like these would not decide."""
+    """With too few prompts; if nobody prefers anything; and if a thousand more prompts like these would not decide."""
     found = preference(values)
     assert found is not None
     assert (found.word, found.more) == ("not shown", None)
@@ -137,11 +137,11 @@ RUNS, LOOKS = 2000, 300
 
 
 def upper_bound(probability: float, runs: int) -> float:
-    """The share of runs that is exceeded with probability 0.0001 at most (normal, 3.72 standard deviations)."""
+    """Return the share of runs that is exceeded with probability at most 0.0001 (normal, 3.72 standard deviations)."""
     return probability + 3.72 * math.sqrt(probability * (1 - probability) / runs)
 
 
-# What prompts may look like with people who like both policies equally: (values, their probabilities), of mean 1/2.
+# Possible prompts if people like both policies equally: (values, their probabilities), with mean 1/2.
 EQUAL = {
     "one labeler": ([0, 1], [0.5, 0.5]),
     "two labelers": ([0, 0.5, 1], [0.25, 0.5, 0.25]),
@@ -160,7 +160,7 @@ def test_looking_after_every_prompt_errs_no_more_often_than_alpha(kind: str) -> 
 
 
 def test_the_interval_never_leaves_the_true_win_rate_more_often_than_alpha() -> None:
-    """Of a win rate of 0.7; what is refuted at any look is what the capital against 0.7 says."""
+    """The true win rate is 0.7. An interval at any look excludes it only if the capital against 0.7 says so."""
     draws = np.random.default_rng(8).binomial(1, 0.7, (RUNS, LOOKS)).astype(float)
     missed = 0
     for run in draws:
@@ -170,7 +170,7 @@ def test_the_interval_never_leaves_the_true_win_rate_more_often_than_alpha() -> 
 
 
 def test_a_fixed_sample_test_errs_far_more_often_under_the_same_looks() -> None:
-    """So that the test above is a hard one: a z-test that is looked at after each of 300 prompts."""
+    """This shows that the test above is hard: a z-test after each of 300 prompts fails it."""
     draws = np.random.default_rng(7).binomial(1, 0.5, (RUNS, LOOKS))
     n = np.arange(1, LOOKS + 1)
     z = np.abs(draws.cumsum(1) - n / 2) / np.sqrt(n / 4)
@@ -179,7 +179,7 @@ def test_a_fixed_sample_test_errs_far_more_often_under_the_same_looks() -> None:
 
 @pytest.mark.parametrize(("win_rate", "least"), [(0.7, 0.9), (0.65, 0.75), (0.6, 0.3)])
 def test_what_people_prefer_is_found(win_rate: float, least: float) -> None:
-    """Within 200 prompts of one judgment each, in at least this share of runs; never the other way round by chance."""
+    """Within 200 prompts with one judgment each, in at least this share of runs; almost never the other way round."""
     draws = np.random.default_rng(9).binomial(1, win_rate, (500, 200)).astype(float)
     found, wrong = 0, 0
     for run in draws:
@@ -196,10 +196,10 @@ def test_what_people_prefer_is_found(win_rate: float, least: float) -> None:
 
 
 def test_e_bh_by_its_definition() -> None:
-    """The k largest are named for the largest k with k e_k / m >= 1 / alpha."""
+    """It names the k policies with the largest e, for the largest k with k e_k / m >= 1 / alpha."""
     # m = 4: 1 * 90 / 4 = 22.5 and 2 * 41 / 4 = 20.5 reach 20; 3 * 20 / 4 = 15 does not.
     assert preferred([20, 90, 0.3, 41]) == [False, True, False, True]
-    # The third one reaches it although the first alone would not: 1 * 30 / 4 < 20, 3 * 27 / 4 >= 20.
+    # The third policy is enough although the first alone is not: 1 * 30 / 4 < 20, 3 * 27 / 4 >= 20.
     assert preferred([30, 28, 27, 1]) == [True, True, True, False]
     assert preferred([20.0]) == [True]
     assert preferred([19.9]) == [False]
@@ -207,10 +207,10 @@ def test_e_bh_by_its_definition() -> None:
 
 
 def test_of_several_policies_few_are_named_by_mistake() -> None:
-    """Five like the first, three better, all on the same prompts: wrong names are no larger a share than alpha."""
+    """Five equal the first and three are better, on the same prompts: the share of wrong names is at most alpha."""
     rng, shares, found = np.random.default_rng(10), [], 0
     for _ in range(400):
-        hard = rng.uniform(-0.2, 0.2, 200)  # shared by all policies: the values depend on each other
+        hard = rng.uniform(-0.2, 0.2, 200)  # all policies share this, so their values are correlated
         rates = np.array([0.5] * 5 + [0.75] * 3)
         values = (rng.random((8, 200)) < np.clip(rates[:, None] + hard, 0, 1)).astype(float)
         named = preferred([math.exp(capital(each)[0][-1]) / 2 for each in values])
@@ -221,7 +221,7 @@ def test_of_several_policies_few_are_named_by_mistake() -> None:
 
 
 def test_values_that_did_not_change_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page of all rounds asks for each of them every time; ten people who open it wait for one another."""
+    """A page of all rounds asks for all of them every time, and ten visitors would wait for one another."""
     asked = []
 
     def counted(values: ArrayLike, alpha: float = ALPHA) -> tuple[sequence.Floats, sequence.Floats]:

@@ -1,4 +1,4 @@
-"""Dividing by shares: exact in the long run, never off by one slot, and nothing left where something could be taken."""
+"""Dividing slots by shares: exact in the long run, never off by more than one slot, and no slot is wasted."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ def test_every_kind_gets_its_share_over_many_seeds() -> None:
     shares = {"a": 1.0, "b": 0.5, "c": 0.0, "d": 2.5}
     counted = Counter(kind for seed in range(4000) for kind in slots(shares, 2, seed))
     assert set(counted) == {"a", "b", "d"}
-    # 8,000 slots in parts of 1 : 0.5 : 2.5; at most 6 standard deviations of a binomial off, and less since systematic.
+    # 8,000 slots in proportions 1 : 0.5 : 2.5; at most 6 binomial standard deviations off, or less, being systematic.
     for kind, expected in {"a": 2000, "b": 1000, "d": 5000}.items():
         assert abs(counted[kind] - expected) < 200
 

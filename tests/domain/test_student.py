@@ -1,4 +1,4 @@
-"""Quantiles of Student's t, as printed in tables."""
+"""Quantiles of Student's t from printed tables."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Scores of suites: the paired interval against scipy and statsmodels, and by counting every possible outcome."""
+"""Scores of suites: the paired interval against scipy and statsmodels, and by counting all possible outcomes."""
 
 from itertools import product
 
@@ -36,7 +36,7 @@ def test_the_interval_is_that_of_the_differences_with_one_case_added_on_either_s
 
 
 def test_an_example_by_hand() -> None:
-    # Of 30 cases one was won and seven were lost: (2 - 8) / 32, and 10/32 - (6/32)^2 = 0.27734 over 32.
+    # Of 30 cases, one was won and seven were lost: (2 - 8) / 32, and 10/32 - (6/32)^2 = 0.27734 over 32.
     found = paired_difference(30, 1, 7)
     assert found is not None
     assert found.value == pytest.approx(-0.2)
@@ -57,7 +57,7 @@ def test_the_policys_own_share_has_wilsons_interval() -> None:
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 3), (1, 7), (5, 5), (0, 6), (0, 8), (12, 40), (3, 14)])
 def test_it_agrees_with_mcnemars_exact_test_where_that_is_clear(gained: int, lost: int) -> None:
-    """The test says whether chance alone explains the split, and has no interval to say how large the loss is."""
+    """The test tells whether chance alone explains the split, but has no interval for the size of the loss."""
     found = paired_difference(60, gained, lost)
     assert found is not None
     p = mcnemar([[4, lost], [gained, 4]], exact=True).pvalue
@@ -66,7 +66,7 @@ def test_it_agrees_with_mcnemars_exact_test_where_that_is_clear(gained: int, los
 
 @pytest.mark.parametrize("n", [10, 20, 40])
 def test_it_covers_what_it_promises(n: int) -> None:
-    """All outcomes of n cases, each with its probability: at how many true differences does the interval miss?"""
+    """All outcomes of n cases with their probabilities: for how many true differences does the interval miss?"""
     outcomes = np.array([(b, c, n - b - c) for b, c in product(range(n + 1), repeat=2) if b + c <= n])
     bounds = np.array([paired_difference(n, int(b), int(c))[1:] for b, c, _ in outcomes])  # type: ignore[index]
     covered = []
@@ -79,7 +79,7 @@ def test_it_covers_what_it_promises(n: int) -> None:
 
 
 def test_nothing_is_certain_because_nothing_changed() -> None:
-    """The bootstrap over these cases would say 0 to 0."""
+    """The bootstrap over these cases would give 0 to 0."""
     found = paired_difference(40, 0, 0)
     assert found is not None
     assert found.low < 0 < found.high

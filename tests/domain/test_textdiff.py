@@ -1,4 +1,4 @@
-"""Line and word differences; expected values are what anybody reading both texts would say."""
+"""Line and word differences; expected values are what a person who reads both texts would say."""
 
 import random
 import time
@@ -9,7 +9,7 @@ from app.domain.textdiff import CONTEXT, Line, Piece, diff, kept
 
 
 def said(lines: list[Line]) -> list[str]:
-    """`-old [word]` for a removed line with a marked word, and so on; gaps as `~n`."""
+    """Return `-old [word]` for a removed line with a marked word, and so on; gaps as `~n`."""
     signs = {"same": " ", "removed": "-", "added": "+", "gap": "~"}
     return [
         signs[line.kind]
@@ -102,7 +102,7 @@ def test_how_much_of_a_text_is_kept() -> None:
 
 @pytest.mark.parametrize("words", [2, 90, 2500])
 def test_no_texts_take_longer_than_reading_them(words: int) -> None:
-    """Every second word is another one: no long stretches, and each word in many places."""
+    """Every second word differs: there are no long equal parts, and each word occurs in many places."""
     drawn = random.Random(0)
     old, new = (" ".join(f"w{drawn.randrange(words)} {other}{n}" for n in range(1350)) for other in ("y", "z"))
     begun = time.process_time()

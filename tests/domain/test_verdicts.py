@@ -1,4 +1,4 @@
-"""The verdict on a round, by its table."""
+"""The verdict on a round, according to its table."""
 
 import pytest
 

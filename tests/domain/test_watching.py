@@ -1,4 +1,4 @@
-"""Monitors within a run: signs against scipy's t-tests, patience, and what a checkpoint keeps."""
+"""Monitors within a run: signs against scipy's t-tests, patience, and the state in a checkpoint."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ def figures(values: np.ndarray, first: int = 0, name: str = "hedging") -> dict[s
 
 @pytest.mark.parametrize("seed", range(6))
 def test_other_prompts_are_two_samples_and_the_same_ones_are_pairs(seed: int) -> None:
-    """A sign is a one-sided p below the level, of Welch's test or of the paired one, and a change that matters."""
+    """A sign needs a one-sided p below the level, by Welch's or the paired test, and a relevant change."""
     rng = np.random.default_rng(seed)
     before, now = rng.normal(0.2, 0.2, 12), rng.normal(0.2 + 0.08 * seed, 0.3, 9)
     p = stats.ttest_ind(now, before, equal_var=False, alternative="greater").pvalue
@@ -46,12 +46,12 @@ def test_an_alarm_needs_signs_in_a_row_and_is_given_once() -> None:
     assert watch.look(calm) == []
     assert watch.is_quiet  # the row was broken
     assert watch.look(wild) == []
-    watch = Watch(**json.loads(json.dumps(asdict(watch))))  # as a checkpoint keeps it
+    watch = Watch(**json.loads(json.dumps(asdict(watch))))  # as in a checkpoint
     assert [sign.monitor.name for sign in watch.look(wild)] == ["hedging"]
     assert watch.look(wild) == []
     assert not watch.is_quiet
     few = {"hedging": {str(i): 1.0 for i in range(4)}}
-    assert signs(calm, few) == []  # four prompts tell nothing
+    assert signs(calm, few) == []  # four prompts are too few
 
 
 def test_the_tests_of_prompts_are_the_classical_ones() -> None:
@@ -87,7 +87,7 @@ def test_reward_model_and_people_part_where_their_win_rates_do() -> None:
     found = parting({"": metrics(0.6), "domain=safety": metrics(0.8)}, people)
     assert found is not None
     assert (found.state, found.before, found.new, found.why) == ("look", 0.3, 0.8, "In domain: safety.")
-    # 0.25 apart, 0.1 and 0.1 of 95%: 3.5 standard errors, sure for one look, not for one of 44.
+    # 0.25 apart, with errors from 0.1 and 0.1 at 95%: 3.5 standard errors, significant for one look, not for one of 44.
     people = {"": (Interval(0.55, 0.35, 0.75), 20)}
     found = parting({"": metrics(0.75)}, people)
     assert found is not None

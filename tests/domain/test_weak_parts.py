@@ -1,4 +1,4 @@
-"""Which slices are marked: those that are lower, not those that are unlucky."""
+"""Which slices are marked: slices that are lower, not slices with bad luck."""
 
 from math import sqrt
 
@@ -7,7 +7,7 @@ import numpy as np
 from app.domain.bootstrap import Estimate
 from app.domain.weak_parts import clearly_below
 
-# Its standard error is 0.5 over the root of 10,000: that of a part of 100 is 0.05.
+# Its standard error is 0.5 over the root of 10,000; that of a part of 100 is 0.05.
 WHOLE, SIZE = Estimate(0.7, 0.69, 0.71, 0.005), 10_000
 
 

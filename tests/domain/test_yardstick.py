@@ -1,4 +1,4 @@
-"""Best-of-n of the reference: its KL as an integral, its reward by trying all choices, and what no data says."""
+"""Best-of-n of the reference: its KL as an integral, its reward by trying all choices, and missing data."""
 
 import math
 from itertools import combinations
@@ -41,12 +41,12 @@ def test_which_n_are_looked_at() -> None:
         [1, 2, 4, 8, 11],
         [1, 2, 4, 8, 16],
     ]
-    # As many as half of the prompts with two or more have; one alone says nothing.
+    # The number that half of the prompts with two or more answers have. A single answer has no information.
     assert [enough(counts) for counts in ([], [1, 1], [4, 4, 2], [4, 2, 2], [4, 2], [64, 64, 1])] == [0, 0, 4, 2, 4, 16]
 
 
 def test_the_curve_and_the_policy_are_measured_on_the_same_prompts() -> None:
-    base = {1: [0.0, 2.0, 5.0], 2: [1.0, 1.0], 3: [9.0]}  # the third has no two answers, and is left out
+    base = {1: [0.0, 2.0, 5.0], 2: [1.0, 1.0], 3: [9.0]}  # the third has fewer than two answers, and is left out
     new = {1: [3.0], 2: [2.0, 4.0], 3: [100.0]}
     measured = measure({1: base[1][:2], 2: base[2], 3: base[3]}, new)
     assert measured == {
@@ -60,7 +60,7 @@ def test_the_curve_and_the_policy_are_measured_on_the_same_prompts() -> None:
     assert found is not None
     assert found.points == [Point(1, 0.0, 0.0), Point(2, math.log(2) - 0.5, pytest.approx(0.5))]
     assert (found.n, found.prompts, found.gain, found.interval) == (2, 2, pytest.approx(2.0), None)
-    # Halfway in sqrt(KL), and nothing beyond what was sampled.
+    # Halfway in sqrt(KL), and nothing beyond the sampled n.
     assert found.at((math.log(2) - 0.5) / 4) == pytest.approx(0.25)
     assert found.at(1.0) is None
     assert found.at(0.0) == 0

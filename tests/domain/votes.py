@@ -1,4 +1,4 @@
-"""UKPConvArg1's votes, whole or by topic, and the methods that ours are held against."""
+"""UKPConvArg1's votes, in total or by topic, and the methods that ours are compared with."""
 
 import gzip
 from functools import cache
@@ -13,7 +13,7 @@ SIDES = {"A": -1, "=": 0, "B": 1, "?": 2}
 
 
 class Sample(NamedTuple):
-    """Votes on C pairs by L workers. items: (C, 2); gold: (C,) a side, or 2 where there is none."""
+    """Votes on C pairs by L workers. items: (C, 2). gold: (C,) a side, or 2 for a pair without one."""
 
     comparison: NDArray[np.int64]
     labeler: NDArray[np.int64]
@@ -27,29 +27,29 @@ class Sample(NamedTuple):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(C, 3) votes for A, tie and B."""
+        """Votes (C, 3) for A, tie and B."""
         return np.bincount(self.comparison * 3 + self.side + 1, minlength=3 * len(self.gold)).reshape(-1, 3)
 
     def majority(self, *, shared_is_tie: bool = False) -> float:
-        """Accuracy of counting votes, a shared first place being a guess among those who share it, or a tie."""
+        """Return the accuracy of counting votes; a shared first place is a guess among its outcomes, or a tie."""
         if not shared_is_tie:
             return self.accuracy(self.counts.astype(float))
         top = self.counts == self.counts.max(axis=1, keepdims=True)
         return self.accuracy(np.where(top.sum(axis=1, keepdims=True) > 1, [[0.0, 1.0, 0.0]], top))
 
     def accuracy(self, scores: NDArray[np.float64]) -> float:
-        """Share of gold labels hit by the highest score; shared highest ones count as a guess among them."""
+        """Return the share of gold labels with the highest score; shared highest scores count as a random guess."""
         return float(self.hits(scores).mean())
 
     def hits(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of each pair with a gold label, how probably it is hit."""
+        """Return for each pair with a gold label the probability of a hit."""
         given = self.gold != 2
         rows = scores[given].round(9)
         top = rows == rows.max(axis=1, keepdims=True)
         return top[np.arange(len(rows)), self.gold[given] + 1] / top.sum(axis=1)
 
     def topic(self, number: int) -> "Sample":
-        """The pairs of one topic, with workers and arguments numbered anew."""
+        """Return the pairs of one topic, with new numbers for workers and arguments."""
         pairs = np.flatnonzero(_topics() == number)
         kept = np.isin(self.comparison, pairs)
         _, labeler = np.unique(self.labeler[kept], return_inverse=True)
@@ -82,7 +82,7 @@ def topics() -> list[Sample]:
 
 
 def plain_dawid_skene(sample: Sample, iterations: int = 100) -> NDArray[np.float64]:
-    """(C, 3) posteriors as in the paper of 1979: free confusion matrices and outcome shares, maximum likelihood."""
+    """Return posteriors (C, 3) as in the paper of 1979: free confusion matrices and outcomes, maximum likelihood."""
     posterior = sample.counts / sample.counts.sum(axis=1, keepdims=True)
     cell = sample.labeler * 3 + sample.side + 1
     n, n_labelers = len(sample.gold), sample.labelers
@@ -100,5 +100,5 @@ def plain_dawid_skene(sample: Sample, iterations: int = 100) -> NDArray[np.float
 
 
 def outcomes(p_b: NDArray[np.float64], p_tie: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(C, 3) probabilities of A, tie and B."""
+    """Return probabilities (C, 3) of A, tie and B."""
     return np.stack([1 - p_b - p_tie / 2, p_tie, p_b - p_tie / 2], axis=1)

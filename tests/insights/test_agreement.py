@@ -1,4 +1,4 @@
-"""Agreement of a project: what counts, whose judgments, the page, its parts and its JSON."""
+"""Agreement of a project: which judgments count, whose they are, the page, its parts and its JSON."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ def project(session: Session) -> Project:
 
 
 def judged(session: Session, project: Project, answers: dict[User, int], **values: Any) -> Any:
-    """A comparison with these preferences by labeler; `aspects=` are everybody's."""
+    """Add a comparison with these preferences by labeler; all labelers give `aspects=`."""
     said = {"aspects": values.pop("aspects", {})} | ({"created_at": at} if (at := values.pop("at", None)) else {})
     row = factories.comparison(session, project, overlap=10, **values)
     for labeler, preference in answers.items():
@@ -40,7 +40,7 @@ def judged(session: Session, project: Project, answers: dict[User, int], **value
 
 
 def of_slice(session: Session, project: Project, domain: str, n: int, agreeing: int, labelers: list[User]) -> None:
-    """n comparisons of a domain, on `agreeing` of which both labelers are on one side."""
+    """Add n comparisons of a domain; on `agreeing` of them, both labelers are on one side."""
     for i in range(n):
         prompt = factories.prompt(session, project, domain=domain)
         first = 1 if i % 2 else -1
@@ -184,7 +184,7 @@ def test_worst_slices_come_first_and_are_marked(session: Session, project: Proje
 
 
 def test_live_figures_know_the_same_scales_as_the_table(session: Session, project: Project) -> None:
-    """AC1 depends on how many answers there are to choose from; a version may be published and not yet judged by."""
+    """AC1 depends on the number of possible answers; a version may be published and not used yet."""
     ann, bob = factories.user(session), factories.user(session)
     binary = factories.rubric(session, project, version=1, allow_tie=False, allow_both_bad=False)
     for preference in (1, -1, 1):

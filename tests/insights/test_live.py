@@ -1,4 +1,4 @@
-"""The live figures equal those computed from all judgments, whatever happened to them, also at the same time."""
+"""Live figures equal figures computed from all judgments, whatever happened to the judgments, also concurrently."""
 
 import random
 import threading
@@ -33,7 +33,7 @@ def tallied(session: Session, project: Project) -> Counter[tuple[int, ...]]:
 
 
 def recounted(session: Session, project: Project) -> Counter[tuple[int, ...]]:
-    """Patterns of answers, read judgment by judgment."""
+    """Return patterns of answers, read judgment by judgment."""
     found = (
         select(Comparison.id, User.kind, Judgment.preference)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
@@ -48,7 +48,7 @@ def recounted(session: Session, project: Project) -> Counter[tuple[int, ...]]:
 
 
 def check(session: Session, project: Project) -> None:
-    """Patterns are exact, and both ways to the figures give the same ones with the same intervals."""
+    """Patterns are exact, and both computations give the same figures with the same intervals."""
     assert tallied(session, project) == recounted(session, project)
     for kinds in (service.PEOPLE, ("simulated",), USER_KINDS):
         live, table = service.live(session, project.id, kinds), service.table(session, project.id, kinds)
@@ -107,7 +107,7 @@ def test_after_a_random_history(session: Session, project: Project, seed: int) -
 
 
 def test_many_at_once(session: Session, project: Project) -> None:
-    """An import adds judgments of many comparisons, several each, with one statement."""
+    """An import adds several judgments to each of many comparisons in one statement."""
     people = labelers(session)
     rows = [factories.comparison(session, project, overlap=20) for _ in range(30)]
     rows[3].state = "withdrawn"
@@ -177,7 +177,7 @@ def test_labelers_judge_withdraw_and_undo_at_the_same_time(engine: Engine, sessi
 
 
 def test_nobody_waits_for_a_judgment_of_another_comparison(engine: Engine, session: Session, project: Project) -> None:
-    """Two labelers give the same answer at once, each to a comparison of their own: no row is both's."""
+    """Two labelers give the same answer at once, each to a different comparison, so they share no row."""
     first, second = (factories.comparison(session, project) for _ in range(2))
     ann, bob = labelers(session, 2)
     session.commit()
@@ -256,7 +256,7 @@ def test_judgments_and_kinds_change_at_the_same_time(engine: Engine, session: Se
 
 
 def test_rows_are_added_up_now_and_then(session: Session, project: Project) -> None:
-    """A judgment costs the same whatever came before: what is read stays short."""
+    """A judgment costs the same, however many came before, because little is read."""
     labeler = factories.user(session)
     row = factories.comparison(session, project, overlap=20)
     key = {"comparison": row.id, "labeler": labeler.id, "rubric": row.rubric_id}

@@ -1,4 +1,4 @@
-"""A judge's endpoint as a process of its own, for the tests of a session's process."""
+"""A judge's endpoint as a separate process, one per test process."""
 
 import socket
 import subprocess
@@ -20,7 +20,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
-    """Its address without /v1; `GET /asked` there says what it was asked."""
+    """Its address without /v1; `GET /asked` there returns the requests it received."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's protocol, as a process of its own: `python -m tests.judges.endpoint PORT`.
+"""An endpoint with OpenAI's protocol, as a separate process: `python -m tests.judges.endpoint PORT`.
 
 It prefers the response that says "better"; between two that do or do not, it chooses what stands first, as bad judges
 do. Asked for a critique and a revision, it criticises the response and adds a word to it. The model's name, and words

@@ -23,7 +23,7 @@ def judge(
 
 
 def comparisons(session: Session, project: Project, n: int, question: str = "", **values: Any) -> list[Comparison]:
-    """B says "better" in every second one; in every fifth neither does."""
+    """B's text says "better" in every second comparison; in every fifth, neither says so."""
     made = []
     for i in range(n):
         texts = ("fine", "better") if i % 2 else ("better", "fine")
@@ -34,12 +34,12 @@ def comparisons(session: Session, project: Project, n: int, question: str = "", 
 
 
 def truth(comparison: Comparison, number: int) -> int:
-    """What the endpoint's good judge says of the n-th of `comparisons`."""
+    """Return what the endpoint's good judge says about the n-th of `comparisons`."""
     return 0 if number % 5 == 4 else 1 if number % 2 else -1
 
 
 def said(session: Session, judge: Judge, comparison: Comparison, verdict: int, **values: Any) -> JudgeJudgment:
-    """A judgment as the worker stores it."""
+    """Add a judgment in the form in which the worker stores it."""
     given = {
         "judge_id": judge.id,
         "comparison_id": comparison.id,
@@ -66,7 +66,7 @@ def said(session: Session, judge: Judge, comparison: Comparison, verdict: int, *
 def judged_by_people(
     session: Session, project: Project, n: int = 32, right: float = 0.8, seed: int = 0
 ) -> tuple[list[Comparison], list[User]]:
-    """Decided train comparisons, each judged by three labelers, who are right with this probability; else a tie."""
+    """Add decided train comparisons. Each of three labelers is right with this probability, and otherwise says tie."""
     chance = random.Random(seed)
     labelers = [factories.user(session) for _ in range(3)]
     made = comparisons(session, project, n, overlap=3, state="settled", consensus=0, p_b=0.5, p_tie=1)
@@ -81,7 +81,7 @@ def judged_by_people(
 
 
 def admitted(session: Session, project: Project, judge: Judge, shared: list[Comparison]) -> None:
-    """The judge says the truth of all of them, and is admitted."""
+    """Let the judge say the truth about all of them, and admit it."""
     run = factories.run(session, project, "judge", spec={"judge": judge.id}, state="succeeded")
     for number, each in enumerate(shared):
         said(session, judge, each, truth(each, number), run_id=run.id)

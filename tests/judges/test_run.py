@@ -1,4 +1,4 @@
-"""Runs of judges: a real worker asks a real process. What it stores, what it does not ask twice, and its errors."""
+"""Runs of judges: a real worker asks a real process. What it stores, what it does not ask again, and its errors."""
 
 import signal
 import socket
@@ -151,7 +151,7 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
     assert (done.state, done.result) == ("succeeded", {"judged": 1, "failed": 3, "before": 0})
     by_id = {row.comparison_id: row for row in rows(session)}
     assert by_id[good.id].verdict == -1
-    assert by_id[mute.id].error == "The answer holds no verdict: Both are fine, I cannot say."
+    assert by_id[mute.id].error == "The answer contains no verdict: Both are fine, I cannot say."
     assert by_id[long.id].error == "The endpoint refuses the question (400): the context is too long"
     assert (by_id[cut.id].error or "").startswith(
         "The answer was cut before its end: Response 1 ends with “Verdict: 1”"
@@ -163,13 +163,15 @@ def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
     comparisons(session, project, 12)
     silent = run(session, settings, judge(session, project, endpoint, "mute", concurrency=1))
     assert silent.state == "failed"
-    assert (silent.error or "").startswith("The first 10 answers could not be read. The last one: The answer holds no")
+    assert (silent.error or "").startswith(
+        "The first 10 answers could not be read. The last one: The answer contains no"
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "values", "said"),
     [
-        ("nobody", {}, "does not have the model nobody, or completes no chats (404): no such model"),
+        ("nobody", {}, "does not have the model nobody, or does not offer chat completions (404): no such model"),
         ("locked", {"key": "wrong-key"}, "refuses the key (401): wrong key: Bearer ... Correct the judge's key."),
         ("away", {}, "answered 500: broken for good (2 attempts). Look at its log"),
         ("good", {"url": "http://127.0.0.1:9/v1"}, "cannot be reached"),

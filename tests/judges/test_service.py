@@ -1,4 +1,4 @@
-"""Who is admitted, what reaches training and how it is marked there, and when a judge is paused."""
+"""Which judges are admitted, what reaches training and how it is marked, and when a judge is paused."""
 
 import gzip
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from tests.rounds.loop import config, make_project
 
 
 class Scene:
-    """An admitted judge, 32 comparisons that people judged, and ten that only the judge did."""
+    """An admitted judge, 32 comparisons that people judged, and ten that only the judge judged."""
 
     def __init__(self, session: Session, project: Project | None = None) -> None:
         self.session = session
@@ -226,7 +226,7 @@ def test_anchors_and_another_model_pause_it(session: Session, flips: int, served
 
 
 def test_people_and_judges_together_on_a_rounds_page(session: Session, tmp_path: Path) -> None:
-    """Thirty prompts that people and the judge judged, forty that only the judge did: the closed form of PPI++."""
+    """People and the judge judged thirty prompts, and only the judge judged forty: the closed form of PPI++."""
     project = factories.project(session)
     factories.published_rubric(session, project)
     new, old = factories.model(session, project), factories.model(session, project)

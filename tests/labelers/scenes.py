@@ -12,7 +12,7 @@ from tests import factories
 
 
 class Habit(NamedTuple):
-    """right: side with the truth; left: pick the left response whatever it says; seconds: usually take."""
+    """right: side with the truth. left: choose the left response whatever it says. seconds: usual time."""
 
     name: str
     right: float = 0.9
@@ -36,7 +36,7 @@ def judged(
     purpose: str = "train",
     days: int = 40,
 ) -> tuple[list[User], list[int]]:
-    """Settled comparisons, each judged by `overlap` of the labelers in turn; (labelers, ids of the comparisons)."""
+    """Add settled comparisons, each judged by `overlap` labelers in turn; return (labelers, ids of the comparisons)."""
     rng = np.random.default_rng(seed)
     labelers = people(session, habits)
     prompts = [

@@ -1,4 +1,4 @@
-"""Fits, removals and new judgments at once: nobody waits in a circle, and what is written fits together."""
+"""Fits, removals and new judgments at the same time: there are no deadlocks, and the results are consistent."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +65,7 @@ def test_fits_removals_and_settling_at_once(session: Session, engine: Engine) ->
 
 
 def _answer(session: Session, comparison_id: int, labeler_id: int) -> None:
-    """As a labeler's answer does: their own row first, then the comparison's."""
+    """Lock in the order of a labeler's answer: the labeler's row first, then the comparison's."""
     session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
     comparison = session.scalars(select(Comparison).where(Comparison.id == comparison_id).with_for_update()).one()
     factories.judgment(session, comparison, preference=1, labeler_id=labeler_id)
@@ -75,7 +75,7 @@ def _answer(session: Session, comparison_id: int, labeler_id: int) -> None:
 def test_who_takes_back_an_answer_to_a_repeat_waits_for_nobody_at_what_it_repeats(
     session: Session, engine: Engine
 ) -> None:
-    """An admin who removes a labeler holds the original, and comes to the repeat next: the two waited in a circle."""
+    """An admin who removes a labeler locks the original first and the repeat next: this used to cause a deadlock."""
     project = factories.project(session)
     labeler, other = factories.user(session), factories.user(session)
     original = factories.comparison(session, project, overlap=2)

@@ -1,4 +1,4 @@
-"""The fit of a project: what it writes, what verdicts and known answers do, and that settling decides as it would."""
+"""The fit of a project: what it writes, the effect of verdicts and known answers, and consistency with settling."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def project_by(session: Session, method: str) -> Project:
 
 
 def judged(session: Session, project: Project, *said: tuple[int, int | None], **values: object) -> Comparison:
-    """A settled comparison with these (labeler, preference)."""
+    """Add a settled comparison with these (labeler, preference)."""
     row = factories.comparison(session, project, **({"overlap": 10, "state": "settled"} | values))
     for labeler_id, preference in said:
         factories.judgment(session, row, preference=preference, labeler_id=labeler_id)
@@ -32,7 +32,7 @@ def crowd(session: Session, size: int) -> list[int]:
 
 
 def noisy(session: Session, project: Project, labelers: list[int], comparisons: int = 40) -> list[Comparison]:
-    """All answer all; the first errs one time in twenty, the last every other time."""
+    """All labelers answer everything; the first errs one time in twenty, the last every second time."""
     rng = np.random.default_rng(5)
     rows = []
     for _ in range(comparisons):
@@ -139,7 +139,7 @@ def test_calibration_items_measure_and_keep_what_people_say(session: Session) ->
 
 @pytest.mark.parametrize("method", ["majority", "strength_weighted", "dawid_skene", "crowd_bt"])
 def test_settling_decides_as_the_fit_did(session: Session, method: str) -> None:
-    """Labelers as they are known, and for Crowd-BT responses that stand in no other comparison."""
+    """Labelers with known reliability and, for Crowd-BT, responses that occur in no other comparison."""
     project = project_by(session, method)
     labelers = crowd(session, 5)
     rows = noisy(session, project, labelers)

@@ -1,4 +1,4 @@
-"""The labelers' pages: who may see and do what, what stands on them, and refused forms."""
+"""The labelers' pages: who may see and do what, their content, and refused forms."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

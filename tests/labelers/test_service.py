@@ -1,4 +1,4 @@
-"""Who stands how in a project, what labelers read of themselves, and everything that a removal must and must not do."""
+"""A labeler's standing in a project, what labelers read about themselves, and all effects of a removal."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -336,7 +336,7 @@ def test_snapshots_and_models_that_used_somebodys_judgments(session: Session, pr
 def test_a_snapshot_holds_what_somebodys_judgments_weighed(
     session: Session, project: Project, tmp_path: Path, method: str
 ) -> None:
-    """Ann judged nothing in the snapshot; where labelers are weighed, what she said weighed those who did."""
+    """Ann judged nothing in the snapshot. But if labelers are weighed, her answers affected the weights of others."""
     project.labeling = {"consensus": method}
     ann, bob, eve, late, unsure = (factories.user(session) for _ in range(5))
     said(session, project, (bob, 1), (eve, -1))

@@ -50,7 +50,7 @@ def reasons(judged: Judged, labelers: int = 3) -> dict[int, list[str]]:
 
 
 def drifting(agreed_before: int, agreed_now: int, n: int) -> Judged:
-    """Bob and Eve always say B. Ann agrees so often of n before, and of n in the last three weeks."""
+    """Bob and Eve always say B. Ann agrees in these shares of n answers before, and of n in the last three weeks."""
     rows, at = [], []
     for i in range(2 * n):
         week = i * 6 // (2 * n)
@@ -78,7 +78,7 @@ def test_drift_is_a_reason_where_it_is_more_than_chance() -> None:
 
 
 def test_chance_names_nobody() -> None:
-    """Two hundred fair labelers, of whom ten have a left share whose 95% interval leaves out a half."""
+    """Two hundred fair labelers, ten of whom have a left share whose 95% interval excludes one half."""
     rng = np.random.default_rng(0)
     rows = [(who, 100 * (who // 5) + i, 1) for who in range(200) for i in range(100)]
     judged = table(rows, left=rng.integers(0, 2, len(rows)))

@@ -1,4 +1,4 @@
-"""What the tests of the queue do all the time: take a task, answer it, let its time run out."""
+"""Helpers for tests of the queue: take a task, answer it, let its time run out."""
 
 import json
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def judge(session: Session, project: Project, labeler: User, task: Task, prefere
 
 
 def run_out(session: Session, lease_id: UUID, age: timedelta = timedelta(hours=1)) -> None:
-    """As if the lease had been given out so long ago."""
+    """Make the lease look as if it had been given out this long ago."""
     given = datetime.now(UTC) - age
     session.execute(
         update(Lease).where(Lease.id == lease_id).values(created_at=given, expires_at=given + timedelta(minutes=15))
@@ -57,7 +57,7 @@ def run_out(session: Session, lease_id: UUID, age: timedelta = timedelta(hours=1
 
 
 def end_overdue(session: Session) -> None:
-    """Ends leases past their time, as any labeler's request does to those of others."""
+    """End expired leases, as any labeler's request does to other people's leases."""
     queries.renew_live_leases(session, 0, 0, timedelta())
 
 
@@ -69,7 +69,7 @@ def counts(session: Session, comparison_id: int) -> tuple[int, int]:
 
 
 def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
-    """Many more like it; their ids."""
+    """Add many similar comparisons; return their ids."""
     columns = "project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, priority"
     copied = text(
         f"INSERT INTO comparison ({columns}) SELECT {columns} FROM comparison, generate_series(1, :n)"
@@ -79,7 +79,7 @@ def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
 
 
 def vacuum(session: Session) -> None:
-    """Commits and tidies all tables: what earlier tests left in their files would sway how statements are planned."""
+    """Commit and vacuum all tables: leftovers of earlier tests in their files would affect query plans."""
     session.commit()
     with session.get_bind().engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE)"))
@@ -87,7 +87,7 @@ def vacuum(session: Session) -> None:
 
 @contextmanager
 def few_rows_read(session: Session, *, fewer_than: int) -> Iterator[None]:
-    """Fails where statements on comparison look at more rows in all, by the count of PostgreSQL's own executor."""
+    """Fail if statements on comparison read more rows in total, as counted by PostgreSQL's executor."""
     read: list[tuple[float, str]] = []
     connection = session.connection()
 
@@ -114,7 +114,7 @@ def _rows(plan: dict) -> float:  # type: ignore[type-arg]
 
 
 def ranking(session: Session, project: Project, **values: Any) -> list[Comparison]:
-    """Three responses and their pairs, of which the first is offered."""
+    """Add three responses and their pairs, of which the first is offered."""
     prompt = factories.prompt(session, project)
     a, b, c = (factories.completion(session, prompt, text).id for text in ("one", "two", "three"))
     row = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
@@ -136,7 +136,7 @@ def ranking(session: Session, project: Project, **values: Any) -> list[Compariso
 
 
 def rank(session: Session, project: Project, order: dict[str, int | str]) -> None:
-    """Somebody new gives each response, by its text, a rank; an empty one is unranked."""
+    """Let a new person rank the responses by their text; an empty rank means unranked."""
     labeler = factories.user(session)
     task = take(session, project, labeler)
     ranks = [order[text] for text in task.responses]

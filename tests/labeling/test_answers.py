@@ -1,4 +1,4 @@
-"""What an answer may say under its rubric, taking it back, and changing it; on real PostgreSQL."""
+"""Answers that the rubric allows, taking them back, and changing them; on real PostgreSQL."""
 
 from uuid import uuid4
 

@@ -1,4 +1,4 @@
-"""What a labeler may not learn, they cannot: two worlds that differ in nothing else show them the same, to the byte.
+"""Labelers cannot learn what they may not know: two worlds that differ only in it look the same, to the byte.
 
 The attack: a labeler does the same in both, and looks at all they can reach after each step, pages and JSON. Only
 names that are random everywhere are taken out. By any difference they could guess the secret; where there is none, no
@@ -27,13 +27,13 @@ TEXTS = ("alpha", "beta", "gamma")  # of the tasks, in the order they come
 
 @pytest.fixture(autouse=True)
 def _a_long_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens here takes two hours; whenever that is, it lies within one day, as figures count days."""
+    """The test takes two simulated hours. They always lie within one day, because figures count days."""
     began = queries.today(datetime.now(UTC)) - timedelta(days=1)
     monkeypatch.setattr(queries, "today", lambda _now: began)
 
 
 class World:
-    """A project and a labeler in it, who writes down whatever they see.
+    """A project and a labeler in it, who records everything that they see.
 
     Args:
         sides: each comparison's completion A is the text that is shown first; else it is B, and newer.
@@ -48,7 +48,7 @@ class World:
         self.seen: list[str] = []
 
     def task(self, name: str, **values: Any) -> Comparison:
-        """One more to compare; A is better, whichever is shown first."""
+        """Add another comparison; A is better, whichever response is shown first."""
         prompt = factories.prompt(self.session, self.project, f"Question {name}?")
         first, second = f"{name} first", f"{name} second"
         texts = (first, second) if self.sides else (second, first)
@@ -60,21 +60,21 @@ class World:
         return comparison
 
     def look(self, *more: str) -> None:
-        """What changes as work goes on, and at the end whatever else a labeler can reach."""
+        """Record what changes as work goes on and, at the end, everything else that a labeler can reach."""
         base = f"/projects/{self.project.slug}"
         for address in (base, f"{base}/label/mine", *more):
             answer = self.client.get(address)
             self.note(f"{answer.status_code} {answer.headers.get('location', '')} {answer.text}")
 
     def open(self) -> dict[str, str]:
-        """The card on the desk: its address and the fields of its form, none where there is no card."""
+        """Return the card on the desk: its address and the fields of its form; empty if there is no card."""
         self._fix_sides()
         desk = self.client.get(f"/projects/{self.project.slug}/label", headers=SCRIPT)
         self.note(desk.text)
         return self._form(desk.json()["desk"])
 
     def _fix_sides(self) -> None:
-        """The sides are drawn by chance: the same in both worlds, as shown."""
+        """Make the random sides, as shown, the same in both worlds."""
         self.client.get(f"/projects/{self.project.slug}/label", headers=SCRIPT)
         live = Lease.state == "live", Lease.labeler_id == self.labeler.id
         self.session.execute(update(Lease).where(*live).values(swapped=not self.sides))
@@ -87,7 +87,7 @@ class World:
         return {"action": found[1], **fields} if found else {}
 
     def answer(self, preference: int) -> str:
-        """Judges what is on the desk; returns its address."""
+        """Judge the card on the desk; return its address."""
         form = self.open()
         action = form.pop("action")
         answer = self.client.post(action, form | {"preference": preference}, headers=SCRIPT)
@@ -96,7 +96,7 @@ class World:
         return action
 
     def others_answer(self, comparison: Comparison, towards_first: int) -> None:
-        """Somebody else judges it, on the side that the labeler sees first or second."""
+        """Let somebody else judge it, for the side that the labeler sees first or second."""
         preference = -towards_first if self.sides else towards_first
         # Repeats and single ones are not for others.
         factories.judgment(self.session, comparison, preference=preference, labeler_id=self.other.id)
@@ -104,7 +104,7 @@ class World:
         self.session.commit()
 
     def change_last(self, preference: int) -> None:
-        """Opens the newest answer again and says something else."""
+        """Open the newest answer again and change it."""
         mine = self.client.get(f"/projects/{self.project.slug}/label/mine").text
         found = re.search(r'href="([^"]+/label/judgments/\d+)"', mine)
         assert found, "nothing to change"
@@ -161,7 +161,7 @@ ADAPTIVE = {"adaptive": {"at_least": 2, "at_most": 5, "sure": 0.9}}
 def test_how_others_answered_is_not_to_be_seen_while_ones_own_answer_can_be_changed(
     session: Session, sign_in: SignIn, labeling: dict[str, Any]
 ) -> None:
-    """Others agree or disagree: before the labeler, after them, and after an edit."""
+    """Others agree or disagree: before the labeler's answer, after it, and after an edit."""
 
     def live(said: int) -> World:
         world = World(session, sign_in, labeling)
@@ -186,7 +186,7 @@ def test_how_others_answered_is_not_to_be_seen_while_ones_own_answer_can_be_chan
 def test_calibration_items_are_not_to_be_told(
     session: Session, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second task is an item, or none is."""
+    """In one world the second task is a calibration item, in the other none is."""
 
     def live(place: int | None) -> World:
         world = World(session, sign_in, MIXED)

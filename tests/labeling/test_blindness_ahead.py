@@ -1,4 +1,4 @@
-"""As `test_blindness`, by the page's script: it loads cards ahead of the desk, and asks for counts when it likes."""
+"""Like `test_blindness`, with the page's script: it loads cards ahead, and requests the counts at any time."""
 
 import random
 import re
@@ -18,7 +18,7 @@ TASKS = 18  # more than are met: items come only while something else waits
 
 
 class Scripted(World):
-    """A labeler whose page answers, skips, takes back, gives back and asks by chance, the same in each world.
+    """A labeler whose page randomly answers, skips, takes back, gives back and asks, in the same way in each world.
 
     Attributes:
         desk, ahead: lease and HTML of the card that is shown, and of the one to follow; none if there is none.
@@ -34,7 +34,7 @@ class Scripted(World):
         self.ahead: tuple[str, str] | None = None
 
     def ask(self, method: str, path: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Which side is shown first is chance, and is left out."""
+        """The first side is random, so it is left out."""
         address = f"/projects/{self.project.slug}/label{path}"
         sent = {} if data is None else {"data": data}
         answer = getattr(self.client, method)(address, headers=SCRIPT, **sent)
@@ -98,7 +98,7 @@ class Scripted(World):
 def test_calibration_items_are_not_to_be_told_by_what_the_script_does(
     session: Session, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """The third task is an item, or none is."""
+    """In one world the third task is a calibration item, in the other none is."""
 
     def live(place: int | None) -> Scripted:
         world = Scripted(session, sign_in, seed)
@@ -110,7 +110,7 @@ def test_calibration_items_are_not_to_be_told_by_what_the_script_does(
                 world.task(f"t{n}", overlap=9)
 
         def drawn() -> float:
-            """0 wants an item: as the third that they are given."""
+            """Return 0, which makes the next task an item, for the third task that the labeler gets."""
             given = select(Lease.comparison_id).join(Comparison, Comparison.id == Lease.comparison_id)
             given = given.where(Lease.labeler_id == world.labeler.id, Comparison.project_id == world.project.id)
             with Session(session.get_bind()) as own:

@@ -1,4 +1,4 @@
-"""Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
+"""Calibration items stay unnoticed (remaining counts, empty queues, new rubrics), and admins can manage them."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -72,7 +72,7 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
 def test_no_day_begins_between_two_cards_that_tell_what_they_are(
     session: Session, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The second card is given on one day; on the next one it is answered, taken back and skipped."""
+    """The second card is given out on one day; on the next day it is answered, taken back and skipped."""
 
     def counts(kind: str) -> list[int]:
         project, labeler, _ = repeating(session, gap=1, n=2)
@@ -138,7 +138,7 @@ def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
 @pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
 @pytest.mark.parametrize("how", ["closed the page", "time ran out", "skipped"])
 def test_the_last_task_that_is_left_is_work_whatever_it_is(session: Session, how: str, kind: str) -> None:
-    """Whoever finishes all that comes after a card, and gives that one back, is led to it again from the start page."""
+    """Labelers who finish everything after a card, and give that card back, get it again from the start page."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     for n in range(5):
         comparison = factories.comparison(session, project)
@@ -183,7 +183,7 @@ def test_the_card_of_somebody_who_left_is_there_again_when_they_are_back(session
 @pytest.mark.parametrize("how", ["closed the page", "time ran out"])
 @pytest.mark.parametrize("kind", ["calibration", "train"])
 def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Session, how: str, kind: str) -> None:
-    """Whoever opens the page again and again sees no task make way for another, and so not which are items."""
+    """However often labelers open the page, no task changes place, so they cannot find the items."""
     labeling = {"calibration": {"rate": 1.0 if kind == "calibration" else 0.000001, "least": 1000}}
     project, labeler = factories.project(session, labeling=labeling), factories.user(session)
     ordinary(session, project, 3)
@@ -206,7 +206,7 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
 def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
     session: Session, how: str, kind: str
 ) -> None:
-    """Nobody else takes an item: if it came again, whoever left a card and came back later would see what it was."""
+    """Nobody else takes an item. If it came again, labelers who leave a card and return later would recognise it."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     off = {"calibration": {"rate": 0.000001, "least": 1000}}
     on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
@@ -244,7 +244,7 @@ def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
 
 @pytest.mark.parametrize("kinds", ["ti", "it", "ii", "tt"])
 def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, kinds: str) -> None:
-    """Were items first, a change of places would tell that the card behind was one."""
+    """If items came first, a change of order would reveal the item."""
     project, labeler = factories.project(session), factories.user(session)
     ordinary(session, project, 3)
     for _ in range(6):
@@ -267,7 +267,7 @@ def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, ki
 
 
 def test_answers_that_were_all_taken_back_come_again_in_their_order(session: Session) -> None:
-    """Each undo gives back what was loaded ahead: many cards can be looked at in a moment."""
+    """Each undo gives back the card that was loaded ahead, so many cards can be seen in a moment."""
     project, labeler, _ = repeating(session, gap=1, n=12)
     ordinary(session, project, 40)
     for _ in range(12):
@@ -297,7 +297,7 @@ def test_answers_that_were_all_taken_back_come_again_in_their_order(session: Ses
 
 
 def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> None:
-    """Whoever looks again and again at an empty queue is not fed items; a card that came then would tell what it is."""
+    """Repeated looks at an empty queue bring no items: a card that came then would have to be one."""
     project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
     item(session, project)
     assert [assigning.next_task(session, project, labeler) for _ in range(5)] == [None] * 5
@@ -309,7 +309,7 @@ def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> Non
 
 
 def test_among_what_was_skipped_nothing_is_mixed_in(session: Session) -> None:
-    """Whoever has only cards before them that they know would see which one is new."""
+    """Labelers who have only familiar cards before them would see which one is new."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     skipped = {factories.comparison(session, project).id for _ in range(3)}
     for _ in skipped:
@@ -326,7 +326,7 @@ def test_among_what_was_skipped_nothing_is_mixed_in(session: Session) -> None:
 
 
 def test_calibration_and_repeats_each_get_their_share(session: Session) -> None:
-    """Of one draw: half of all tasks and the other half, not a half of the rest."""
+    """One draw decides: half of all tasks and the other half, not a half of the rest."""
     project, labeler, _ = repeating(session, gap=1, n=60)
     project.labeling = {"repeats": {"rate": 0.5, "gap": 1}, "calibration": {"rate": 0.5, "least": 1000}}
     for _ in range(25):
@@ -369,7 +369,7 @@ def test_the_history_does_not_offer_to_change_an_item_for_ever(session: Session)
 
 
 def test_items_of_two_batches_are_met_in_different_orders(session: Session) -> None:
-    """Their ids lie far apart: a search that begins at a random id would begin at the second batch's first item."""
+    """Their ids have a large gap: a search from a random id would start at the first item of the second batch."""
     project = factories.project(session, labeling=ALWAYS)
     ordinary(session, project, 1)
     item(session, project)
@@ -384,7 +384,7 @@ def test_items_of_two_batches_are_met_in_different_orders(session: Session) -> N
 
 
 def test_under_a_new_rubric_an_item_goes_on_as_a_copy(session: Session) -> None:
-    """Its card would be the only one that shows the old guideline; and who met it before does not meet it again."""
+    """Its card would be the only one with the old guideline. Labelers who saw it before do not see it again."""
     project = factories.project(session, labeling=ALWAYS)
     first, second, third, fourth = (factories.user(session) for _ in range(4))
     ordinary(session, project, 1)
@@ -504,7 +504,7 @@ def test_a_window_smaller_than_what_is_waited_for_still_pauses(session: Session)
 
 
 def test_whoever_is_paused_gives_back_what_they_hold_and_keeps_nothing_by_staying(session: Session) -> None:
-    """An open page says every now and then that its labeler is there."""
+    """An open page reports regularly that its labeler is there."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     held = factories.comparison(session, project)
     task = take(session, project, labeler)

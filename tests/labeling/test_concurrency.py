@@ -28,7 +28,7 @@ def sessions(engine: Engine) -> sessionmaker[Session]:
 
 
 def together(jobs: list[Callable[[], object]]) -> list[object]:
-    """Runs the jobs at the same moment, each in its own thread; raises what any of them raised."""
+    """Run the jobs at the same moment in separate threads; raise any error they raised."""
     barrier = threading.Barrier(len(jobs), timeout=30)
 
     def run(job: Callable[[], object]) -> object:
@@ -40,7 +40,7 @@ def together(jobs: list[Callable[[], object]]) -> list[object]:
 
 
 def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck: random.Random) -> None:
-    """Labels like a person does, until nothing is left: now and then skips, sends twice, or walks away from a card."""
+    """Label like a person until nothing is left: sometimes skip, send twice, or leave a card."""
     walked_away = 0
     with sessions.begin() as session:
         task = assigning.next_task(session, project, labeler)
@@ -145,7 +145,7 @@ def test_two_tabs_answering_at_the_same_moment(session: Session, sessions: sessi
 
 
 def test_the_last_place_after_an_expired_lease_goes_to_one(session: Session, sessions: sessionmaker[Session]) -> None:
-    """Two people whose leases both ran out send at the same moment; one place is left."""
+    """Two people with expired leases send at the same moment, and one place is left."""
     project = factories.project(session, overlap=2)
     comparison = factories.comparison(session, project)
     late = [factories.user(session), factories.user(session)]
@@ -171,14 +171,14 @@ def test_the_last_place_after_an_expired_lease_goes_to_one(session: Session, ses
 
 
 def answers_of(luck: random.Random, task: Task) -> dict[str, object]:
-    """Any answer: a preference, that they cannot judge, or an order of what is ranked."""
+    """Return any answer: a preference, "cannot judge", or an order of ranked responses."""
     if task.is_ranking:
         return {"preference": None, "ranks": [luck.choice([1, 2, 3, ""]) for _ in task.responses[1:]] + [1]}
     return {"preference": luck.choice([-2, -1, 0, 1, 2, "cannot_judge"])}
 
 
 def label(sessions: sessionmaker[Session], project: Project, labeler: User, luck: random.Random) -> None:
-    """As `work`, with every kind of answer, until there is nothing but what is too much: repeats of repeats."""
+    """Like `work`, with all kinds of answers, until only unlimited tasks are left: repeats of repeats."""
     for _ in range(400):
         with sessions.begin() as session:
             task = assigning.next_task(session, project, labeler)
@@ -199,7 +199,7 @@ def label(sessions: sessionmaker[Session], project: Project, labeler: User, luck
 def test_every_kind_of_task_at_once_keeps_exactly_its_overlap(
     session: Session, sessions: sessionmaker[Session]
 ) -> None:
-    """Eight people; adaptive overlap, rankings, who cannot judge, what is kept, calibration items and repeats."""
+    """Eight people; adaptive overlap, rankings, "cannot judge", reservations, calibration items and repeats."""
     labeling = {
         "adaptive": {"at_least": 1, "at_most": 4, "sure": 0.9},
         "calibration": {"rate": 0.2, "least": 1000},
@@ -247,7 +247,7 @@ def test_every_kind_of_task_at_once_keeps_exactly_its_overlap(
 def test_the_last_place_of_an_item_that_just_grew_goes_to_one(
     session: Session, sessions: sessionmaker[Session]
 ) -> None:
-    """Eight ask at once for a comparison that wants one judgment; each answer leaves doubt and makes it ask on."""
+    """Eight ask at once for a comparison that needs one judgment; each answer leaves doubt, so it needs more."""
     labeling = {"adaptive": {"at_least": 1, "at_most": 8, "sure": 0.999}}
     project = factories.project(session, labeling=labeling)
     comparison = factories.comparison(session, project, overlap=1, overlap_max=8)

@@ -1,4 +1,4 @@
-"""Nobody waits in a circle: what a labeler's request waits for, and what it holds meanwhile."""
+"""There are no deadlocks: what a labeler's request waits for, and which locks it has meanwhile."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -48,7 +48,7 @@ def test_renewing_does_not_wait_for_somebody_who_ends_the_same_lease(
 def test_renewing_again_does_not_wait_for_somebody_who_answers_the_same_comparison(
     session: Session, factory: sessionmaker[Session]
 ) -> None:
-    """Undoing renews twice and more. Of a row that a transaction changes again, PostgreSQL checks the foreign keys."""
+    """Undoing renews leases more than once. If a row changes again in a transaction, PostgreSQL checks foreign keys."""
     comparison = factories.comparison(session, overlap=2)
     labeler = factories.user(session)
     held = factories.lease(session, comparison, labeler_id=labeler.id)
@@ -64,7 +64,7 @@ def test_renewing_again_does_not_wait_for_somebody_who_answers_the_same_comparis
 def test_two_people_of_whom_one_answers_what_the_other_gives_back(
     session: Session, sign_in: Callable[..., SignedIn], factory: sessionmaker[Session]
 ) -> None:
-    """The first one's other task has run out, which is noticed by whoever comes next: here by the one who leaves."""
+    """The first labeler's other task has expired. The next request notices it: here, that of the one who leaves."""
     project = factories.project(session, overlap=2)
     shared, of_first, of_second = (factories.comparison(session, project) for _ in range(3))
     second = sign_in("labeler")

@@ -1,4 +1,4 @@
-"""What is mixed in unseen: calibration items, to everybody once, and repeats the other way round; and what follows."""
+"""Hidden tasks: calibration items, once for everybody, and repeats with swapped sides; and their consequences."""
 
 import re
 from collections import Counter
@@ -25,14 +25,14 @@ def item(session: Session, project: Project, gold: int = 2, **values: Any) -> Co
 
 
 def ordinary(session: Session, project: Project, n: int = 60) -> Comparison:
-    """Something is always left to be judged: without it nothing is mixed in."""
+    """Something is always left to judge; otherwise nothing is mixed in."""
     first = factories.comparison(session, project, overlap=100)
     fill(session, first, n - 1)
     return first
 
 
 def answered(session: Session, project: Project, labeler: User, task: Task, preference: int) -> Judgment:
-    """Judged with a preference in canonical order."""
+    """Judge with a preference in canonical order."""
     swapped = session.scalars(select(Lease.swapped).where(Lease.id == task.lease_id)).one()
     return judge(session, project, labeler, task, -preference if swapped else preference)
 
@@ -67,7 +67,7 @@ def test_everybody_gets_every_item_once_at_a_rate_of_one_first(session: Session)
 
 
 def test_more_than_a_thousand_labelers_can_be_measured(session: Session) -> None:
-    """An ordinary comparison takes a thousand judgments at most."""
+    """An ordinary comparison takes at most a thousand judgments."""
     project = factories.project(session, labeling=ALWAYS)
     measured = item(session, project)
     session.execute(text("SET LOCAL session_replication_role = replica"))
@@ -134,7 +134,7 @@ def test_right_is_who_takes_the_side(session: Session, gold: int, said: int, rig
 
 
 def calibrate(session: Session, project: Project, labeler: User, rights: list[bool]) -> None:
-    """Answers new items, each rightly or not, until paused."""
+    """Answer new items, each correctly or not, until paused."""
     ordinary(session, project, 1)
     for right in rights:
         item(session, project)
@@ -233,7 +233,7 @@ def test_answers_to_a_retired_item_no_longer_count(session: Session) -> None:
 
 
 def test_how_long_an_answer_can_be_changed_does_not_tell_an_item(session: Session) -> None:
-    """An item never closes; one comparison the answer closes, one others close, and one waits for them."""
+    """An item never closes. One comparison is closed by this answer, one by others' answers, and one waits for them."""
     project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
     item(session, project)
     factories.comparison(session, project)
@@ -250,7 +250,7 @@ def test_how_long_an_answer_can_be_changed_does_not_tell_an_item(session: Sessio
 
 
 def age_answers(session: Session) -> None:
-    """As if all had been given an hour earlier."""
+    """Make all leases look as if they had been given out an hour earlier."""
     session.execute(text("SET LOCAL session_replication_role = replica"))
     session.execute(text("UPDATE judgment SET created_at = created_at - interval '1 hour'"))
     session.execute(text("SET LOCAL session_replication_role = DEFAULT"))
@@ -260,7 +260,7 @@ def age_answers(session: Session) -> None:
 
 
 def repeating(session: Session, gap: int, n: int, **labeling: Any) -> tuple[Project, User, list[Judgment]]:
-    """A project that repeats whatever it can, and a labeler who has judged n comparisons; one more is left to them."""
+    """A project with as many repeats as possible, and a labeler who has judged n comparisons and has one more left."""
     project, labeler = factories.project(session, overlap=2), factories.user(session)
     given = []
     now = datetime.now(UTC)
@@ -347,7 +347,7 @@ def test_a_repeat_left_on_the_desk_comes_back_the_same_way_round(session: Sessio
 
 
 def test_nothing_on_the_page_tells_what_is_mixed_in(session: Session, sign_in: Callable[..., Any]) -> None:
-    """The three pages differ in nothing but texts and names that are random everywhere."""
+    """The three pages differ only in texts and names that are random everywhere."""
 
     def page_of(kind: str) -> str:
         project, labeler, _ = repeating(session, gap=1, n=2)

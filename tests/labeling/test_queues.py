@@ -1,4 +1,4 @@
-"""Whose turn it is: what is kept by name, queues and places in them, what was skipped, and where a search looks."""
+"""Who gets which task: reservations, queues and positions in them, skipped tasks, and where a search looks."""
 
 import pytest
 from sqlalchemy import Engine, func, select, text, update
@@ -35,7 +35,7 @@ def group(session: Session, project: Project, *members: User) -> LabelerGroup:
 
 
 def given(session: Session, project: Project, labeler: User, n: int = 999) -> list[int]:
-    """The comparisons that the labeler is given one after the other, each judged; until there is none."""
+    """Let the labeler judge until nothing is left; return the comparisons in the order in which they came."""
     found: list[int] = []
     while len(found) < n and (task := assigning.next_task(session, project, labeler)):
         found.append(task.position.comparison_id)
@@ -118,7 +118,7 @@ def test_more_judgments_wanted_of_what_is_behind(session: Session) -> None:
 
 
 def test_many_that_open_behind_come_in_order_of_urgency(session: Session) -> None:
-    """More than are sorted apart: the labeler's search begins anew."""
+    """There are more than are sorted separately, so the labeler's search starts again."""
     project, labeler = factories.project(session, overlap=2), factories.user(session)
     early = [factories.comparison(session, project).id for _ in range(3)]
     assert given(session, project, labeler) == early
@@ -131,7 +131,7 @@ def test_many_that_open_behind_come_in_order_of_urgency(session: Session) -> Non
 def test_what_was_inserted_earlier_and_committed_later_is_found(
     session: Session, sessions: sessionmaker[Session]
 ) -> None:
-    """A long import writes comparisons that nobody sees while a labeler goes past their place."""
+    """A long import writes comparisons that nobody can see yet while a labeler passes their position."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     factories.published_rubric(session, project)
     session.commit()
@@ -149,7 +149,7 @@ def test_what_was_inserted_earlier_and_committed_later_is_found(
 
 
 def test_what_a_labeler_took_back_is_found_again_behind_them(session: Session) -> None:
-    """It had room all the while: other people's places in it were free."""
+    """It always had room: other people's places in it were free."""
     project, labeler = factories.project(session, overlap=3), factories.user(session)
     ids = [factories.comparison(session, project).id for _ in range(3)]
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_what_a_labeler_took_back_is_found_again_behind_them(session: Session) -
 
 
 def test_a_place_from_before_a_restore_is_forgotten(session: Session) -> None:
-    """Transaction ids begin anew in another cluster; what opens there must not look old."""
+    """Transaction ids start again in another cluster; comparisons that open there must not look old."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     behind = factories.comparison(session, project)
     far = QueuePlace(project_id=project.id, labeler_id=labeler.id, checked_xid=2**62)
@@ -177,7 +177,7 @@ def test_a_place_from_before_a_restore_is_forgotten(session: Session) -> None:
 
 
 def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:
-    """Three thousand that wait for other people lie behind, ahead lies nothing: no search looks at them."""
+    """Three thousand that wait for other people are behind, and nothing is ahead: no search reads them."""
     project, labeler = factories.project(session, overlap=3), factories.user(session)
     first = factories.comparison(session, project)
     ids = [first.id, *fill(session, first, 3000)]
@@ -263,7 +263,7 @@ def test_skipping_again_and_again_goes_round(session: Session) -> None:
 
 
 def test_nobody_holds_more_than_two_tasks(session: Session) -> None:
-    """What was skipped can be put on the desk again by its number, one after the other."""
+    """Skipped tasks can be put on the desk again by their id, one after the other."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     for _ in range(8):
         factories.comparison(session, project)
@@ -282,7 +282,7 @@ def test_nobody_holds_more_than_two_tasks(session: Session) -> None:
 
 
 def test_the_card_behind_the_desk_is_never_the_one_on_it(session: Session) -> None:
-    """Also where the desk's had run out, so that it is the next to be had."""
+    """Also if the lease on the desk had expired, so that it would be the next one."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     for _ in range(2):
         factories.comparison(session, project)

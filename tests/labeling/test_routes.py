@@ -1,4 +1,4 @@
-"""The labeling page over HTTP: as its script asks, without JavaScript, and what comes back for a refused answer."""
+"""The labeling page over HTTP: with its script's requests, without JavaScript, and with refused answers."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SCRIPT = {"Accept": "application/json"}
 
 
 class Shown:
-    """The card on a page, read as a browser would."""
+    """Return the card on a page, read as a browser would read it."""
 
     def __init__(self, html: str) -> None:
         self.html = html
@@ -40,7 +40,7 @@ def project(session: Session) -> Project:
 
 
 def html_of(response: Response) -> str:
-    """What is on the desk after it, asked for by the script or not."""
+    """Return what is on the desk afterwards, requested by the script or not."""
     return response.json()["desk"] if response.headers["content-type"] == "application/json" else response.text
 
 

@@ -137,7 +137,7 @@ def test_a_second_tab_cannot_answer_again(session: Session) -> None:
 
 
 def test_the_same_form_with_another_answer_is_not_taken_for_a_repetition(session: Session) -> None:
-    """The card came back through the browser's history, and somebody changed their mind."""
+    """The card came back through the browser's history, and the labeler changed their mind."""
     project, labeler = factories.project(session), factories.user(session)
     factories.comparison(session, project)
     task = take(session, project, labeler)
@@ -190,7 +190,7 @@ def test_an_expired_lease_whose_place_was_taken_is_gone(session: Session) -> Non
 @pytest.mark.parametrize("swapped", [True, False])
 @pytest.mark.parametrize("state", ["expired", "released"])
 def test_who_comes_back_gets_the_same_card_with_its_sides(session: Session, swapped: bool, state: str) -> None:
-    """A draft is kept by its lease, and a tab that was open all the time shows the sides as they were."""
+    """A draft is stored by its lease, and a tab that stayed open shows the sides as they were."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     comparison = factories.comparison(session, project)
     old = take(session, project, labeler)

@@ -1,4 +1,4 @@
-"""When a comparison has its judgments, and what the page says meanwhile."""
+"""When a comparison has all its judgments, and what the page shows in the meantime."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -137,7 +137,7 @@ def test_the_project_with_work(session: Session) -> None:
 
 
 def say(session: Session, project: Project, *preferences: int | str) -> list[int]:
-    """Each by somebody new, in canonical order; returns the overlap after each answer, of the first comparison."""
+    """Let new people answer, in canonical order; return the first comparison's overlap after each answer."""
     overlaps = []
     for preference in preferences:
         labeler = factories.user(session)

@@ -1,4 +1,4 @@
-"""Statements that are put together once, and which all threads of a web process then execute."""
+"""Statements that are built once, and which all threads of a web process then execute."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ print(len(known), "are prepared")
 
 
 def ask_at_once(engine: Engine, statement: Select[Any], values: dict[str, Any]) -> list[list[int]]:
-    """The ids that each of several threads gets for a statement which none of them has executed before."""
+    """Return the ids that several threads get for a statement that none of them has executed before."""
     barrier = threading.Barrier(THREADS, timeout=30)
 
     def ask(_: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""How many statements the label path sends: each costs a labeler time, and every labeler sends them all day."""
+"""The number of SQL statements for labeling: each one costs labelers time all day."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

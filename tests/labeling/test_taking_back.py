@@ -1,4 +1,4 @@
-"""Taking an answer back, changing it, and what that makes of its comparison; on real PostgreSQL."""
+"""Taking an answer back, changing it, and the effects on its comparison; on real PostgreSQL."""
 
 from datetime import timedelta
 from typing import Any
@@ -89,7 +89,7 @@ def test_what_can_no_longer_be_changed(session: Session) -> None:
 @pytest.mark.parametrize("why", ["an hour", "a round"])
 @pytest.mark.parametrize("kind", ["open", "settled", "item"])
 def test_an_answer_is_final_after_an_hour_and_when_a_round_begins(session: Session, why: str, kind: str) -> None:
-    """Whatever it was an answer to."""
+    """For answers of every kind."""
     project, labeler = rich(session, overlap=1)
     comparison = session.scalars(select(Comparison)).one()
     lease = factories.lease(session, comparison, labeler_id=labeler.id, state="submitted")

@@ -23,7 +23,7 @@ def pair(
     prompt: Prompt | None = None,
     **values: Any,
 ) -> Comparison:
-    """A comparison of two policies' responses that counts, unless `values` say otherwise."""
+    """Add a comparison of two policies' responses that counts, unless `values` changes this."""
     prompt = prompt or factories.prompt(session, project, split="heldout")
     ids = [
         factories.completion(session, prompt, text, model_version_id=policy.id if policy else None, n_tokens=n).id
@@ -50,7 +50,7 @@ def contest(
     ties: int = 0,
     **values: Any,
 ) -> None:
-    """So many judgments, each on a prompt of its own; labelers take turns, and so do the sides."""
+    """Add this many judgments, each on a different prompt; labelers and sides alternate."""
     for n, preference in enumerate([-2] * won + [2] * lost + [0] * ties):
         row = pair(session, project, (winner, loser), **values)
         judged(session, row, labelers[n % len(labelers)], preference, swapped=n % 2 == 1)

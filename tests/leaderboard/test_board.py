@@ -1,4 +1,4 @@
-"""Which judgments stand on the board, and what its page and CSV say."""
+"""Which judgments are on the board, and what its page and CSV contain."""
 
 import csv
 import io
@@ -159,7 +159,7 @@ def test_the_page_names_the_best_policy_and_the_others(
 def test_length_that_explains_the_lead_is_warned_of(
     sign_in: SignIn, session: Session, project: Project, policies: list[ModelVersion], labelers: list[User]
 ) -> None:
-    """Whoever is three times as long wins 3 of 4, and ONE is longer in 80 of 100."""
+    """The response that is three times as long wins 3 of 4, and ONE's is longer in 80 of 100."""
     base, one, *_ = policies
     for tokens, won, lost in (((30, 10), 60, 20), ((10, 30), 5, 15)):
         contest(session, project, one, base, labelers, won=won, lost=lost, tokens=tokens)
@@ -260,7 +260,7 @@ def test_numbers_that_are_no_policies_have_one_board_together(
     policies: list[ModelVersion],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else each of them costs seconds."""
+    """Otherwise each of them takes seconds."""
     monkeypatch.setattr(Cache, "KEPT_FOR", 10**9)
     app.state.leaderboards = boards = Cache[Any](worth_keeping=-1)
     foreign = factories.model(session, factories.project(session)).id

@@ -1,4 +1,4 @@
-"""A model's page: its chain of parents, its card, and the report that lies in its folder."""
+"""A model's page: its chain of parents, its card, and the report in its folder."""
 
 import json
 from collections.abc import Callable

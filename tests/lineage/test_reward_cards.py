@@ -62,7 +62,7 @@ def test_accuracy_is_read_beside_the_labelers_own(bounds: list[float], ceiling: 
 
 
 def test_calibration_is_looked_at_if_chance_does_not_explain_the_gap() -> None:
-    """In one bin of n pairs with confidence c, chance alone makes a gap of |X / n - c|, X binomial."""
+    """In a bin of n pairs with confidence c, chance alone makes a gap of |X / n - c|, with X binomial."""
     n, c = 400, 0.8
     gaps = np.abs(np.arange(n + 1) / n - c)
     exact = min(gap for gap in gaps if binom.pmf(np.flatnonzero(gaps <= gap + 1e-12), n, c).sum() >= 0.95)
@@ -106,7 +106,7 @@ def test_length_bias_also_at_equal_length(
 
 
 def test_edits_and_attacks_are_looked_at_where_the_interval_lies_beyond_the_limit() -> None:
-    """6 of 100 may be under 5%, 24 of 200 is not; 2 of 20 may be under a tenth, 40 of 200 is not."""
+    """6 of 100 may be below 5%, 24 of 200 is not; 2 of 20 may be below 10%, 40 of 200 is not."""
     low = proportion_confint(24, 200, method="wilson")[0]
     assert low > 0.05
     probes = report()["probes"]
@@ -135,7 +135,7 @@ def test_another_programs_report_has_no_cards(odd: dict[str, Any]) -> None:
 
 
 def test_the_ceiling_counts_every_comparison_that_two_judged(session: Session) -> None:
-    """Settled or not. Two agree (1), two do not (0), one of two says tie (1/2), and of three, two agree (1/3)."""
+    """Settled or not. Two agree (1), two do not (0), one of two says tie (1/2), and two of three agree (1/3)."""
     project = factories.project(session)
     people = [factories.user(session) for _ in range(3)]
     shared = factories.prompt(session, project)

@@ -1,4 +1,4 @@
-"""The pages about people, over HTTP: members of a project, links into it, and what one sees of other projects."""
+"""The pages about people, over HTTP: members of a project, links into it, and what people see of other projects."""
 
 import re
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_an_admin_adds_changes_and_removes_members(session: Session, project: Pr
 def test_a_long_list_of_people_comes_in_pages_and_is_searched(
     session: Session, project: Project, sign_in: SignIn, here: str
 ) -> None:
-    """With ten thousand people a page took five seconds of a core, and eleven megabytes."""
+    """With ten thousand people, a page used to take five seconds of a core and eleven megabytes."""
     ada = factories.member(session, project, "admin", name="Ada", is_admin=True)
     for n in range(150):
         factories.member(session, project, "labeler", name=f"Bo {n:03}", email=f"bo{n:03}@example.org")
@@ -223,7 +223,7 @@ def test_a_new_project_has_its_maker_alone(session: Session, project: Project, s
 def test_people_of_two_projects_see_nothing_of_each_other(
     session: Session, project: Project, admin: SignedIn, sign_in: SignIn
 ) -> None:
-    """One person labels in both; whoever staffs one of them reads nothing of the other, nor of its people."""
+    """One person labels in both projects. Staff of one project see nothing of the other, nor of its people."""
     other = factories.project(session, slug="q", name="Quatrains")
     factories.published_rubric(session, other)
     both = factories.member(session, project, "labeler", name="Both")
@@ -258,7 +258,7 @@ def test_people_of_two_projects_see_nothing_of_each_other(
 def test_lists_of_people_are_of_the_projects_labelers(
     session: Session, project: Project, admin: SignedIn, sign_in: SignIn
 ) -> None:
-    """For groups, assignment, reviews, and the labelers' page. Who judged before and left keeps their figures."""
+    """For groups, assignment, reviews, and the labelers' page. People who judged and left keep their figures."""
     now = factories.member(session, project, "labeler", name="Nora")
     gone = factories.account(session, name="Gone Glenn")
     factories.member(session, project, "operator", name="Otto")

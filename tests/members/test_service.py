@@ -1,4 +1,4 @@
-"""Members of a project: roles grow by links, an admin stays, and who leaves holds nothing any more."""
+"""Members of a project: links add roles, an admin always stays, and people who leave keep no tasks."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,7 @@ def actions(session: Session) -> list[str]:
 def at_once(
     session: Session, engine: Engine, first: Callable[[Session], object], second: Callable[[Session], object]
 ) -> list[Exception]:
-    """Runs the second while the first has not committed; what the second raised."""
+    """Run the second while the first has not committed; return what the second raised."""
     session.commit()
     factory = make_session_factory(engine)
     refused: list[Exception] = []

@@ -1,4 +1,4 @@
-"""The monitors' pages: what they say of planted changes, and the examples they show."""
+"""The monitors' pages: their findings on planted changes, and their examples."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ def project(session: Session) -> Project:
 
 
 def evaluated(session: Session, project: Project, number: int, *, longer: float) -> Round:
-    """A round whose evaluation found answers longer by so many tokens than 20, on 12 prompts, and nothing else."""
+    """Add a round whose evaluation found only longer answers, by this many tokens over 20, on 12 prompts."""
     round_ = factories.round_(session, project, number=number, state="done")
     run = Run(project_id=project.id, round_id=round_.id, kind="evaluate", state="succeeded", spec={})
     session.add(run)

@@ -1,4 +1,4 @@
-"""Chats with two models: who may talk, what the worker is asked, votes, and labelers who are asked."""
+"""Chats with two models: who may talk, what the worker is asked, votes, and questions to labelers."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def say(session: Session, store: ArtifactStore, project: Project, chat: int, tex
 
 
 def answer(session: Session, turn: PlaygroundTurn, first: str, second: str) -> None:
-    """As the worker stores what both models said to both lines."""
+    """Store both models' answers to both lines, as the worker does."""
     run = session.get_one(Run, turn.run_id)
     said = [(0, 0, first), (0, 1, "dropped"), (1, 0, "dropped"), (1, 1, second)]
     samples = [NewSample(line, model, text, "eos", 3, 17, {}) for line, model, text in said]
@@ -274,7 +274,7 @@ def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
 def test_both_answers_to_a_message_may_fail_and_both_attempts_be_accepted(
     session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
 ) -> None:
-    """One run gave both answers to one prompt."""
+    """One run gave both answers to a prompt."""
     chat = begin(session, project, owner, models)
     turn = say(session, store, project, chat, "Best bread?")
     answer(session, turn, "", "Mud.")

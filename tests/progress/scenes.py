@@ -1,4 +1,4 @@
-"""Finished rounds with what their evaluation measured and what people said, without any worker."""
+"""Finished rounds with evaluation results and people's judgments, without a worker."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tests import factories
 
 
 def evaluation(difference: float, spread: float = 0.2, *, prompts: int = 24, **given: float) -> dict[str, float]:
-    """Metrics of an evaluation in which the previous policy scored 0.5; nothing changed but what is given."""
+    """Return metrics of an evaluation where the previous policy scored 0.5 and only the given figures changed."""
     found = {
         "eval_prompts": float(prompts),
         "eval_objective/kl_k3": 4.0,
@@ -31,7 +31,7 @@ def evaluation(difference: float, spread: float = 0.2, *, prompts: int = 24, **g
 
 
 def best_of(*points: tuple[int, float], gain: float, spread: float = 0.1, prompts: int = 24) -> dict[str, float]:
-    """Metrics of a yardstick: (n, mean best score) from n = 1 on, and what the policy gained over the first."""
+    """Return metrics of a yardstick: (n, mean best score) from n = 1, and the policy's gain over the first."""
     values = {yardstick.NAMES[n]: score for n, score in points}
     values |= {"eval_base/n": float(points[-1][0]), "eval_base/prompts": float(prompts), yardstick.GAIN: gain}
     return values | {f"{yardstick.GAIN}_low": gain - spread, f"{yardstick.GAIN}_high": gain + spread}
@@ -47,7 +47,7 @@ def add_round(
     accuracy: float = 0.7,
     **values: Any,
 ) -> Round:
-    """A round that is done, from the project's policy to a new one, which the project keeps waiting."""
+    """Add a completed round from the project's policy to a new policy, which is waiting."""
     before = session.get(ModelVersion, project.policy_id) if project.policy_id else None
     if before is None:
         before = factories.model(session, project, "base", name="base")
@@ -102,7 +102,7 @@ def judge(
 
 
 def snapshot(session: Session, round_: Round, comparison_ids: Sequence[int], **counts: Any) -> Snapshot:
-    """What a round read."""
+    """Add what a round read."""
     found = Snapshot(
         project_id=round_.project_id,
         digest=f"{round_.id:064d}",
@@ -118,7 +118,7 @@ def snapshot(session: Session, round_: Round, comparison_ids: Sequence[int], **c
 
 
 def answer(session: Session, project: Project, round_: Round, prompt_id: int, text: str) -> Completion:
-    """What a round's new policy was sampled to a prompt."""
+    """Add samples of a round's new policy to a prompt."""
     run = factories.run(session, project, "sample", round_id=round_.id, state="succeeded")
     completion = Completion(
         prompt_id=prompt_id, run_id=run.id, model_version_id=round_.policy_after_id, sample_index=0, text=text

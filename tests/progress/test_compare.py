@@ -1,4 +1,4 @@
-"""Two rounds beside each other: settings, data, figures, and the same prompts answered by both."""
+"""Comparison of two rounds: settings, data, figures, and both policies' answers to the same prompts."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def compared(client: SignedIn, project: Project, query: str = "") -> BeautifulSo
 
 
 def lines(page: BeautifulSoup, section: str) -> dict[str, list[str]]:
-    """By name: the values of both rounds, without those that are folded away."""
+    """Return both rounds' values by name, without the folded ones."""
     rows = page.select(f"[aria-labelledby={section}] > .scroll tbody tr")
     cells = [[" ".join(cell.get_text().split()) for cell in row.select("th, td")] for row in rows]
     return {name: values for name, *values in cells}

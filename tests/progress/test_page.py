@@ -1,4 +1,4 @@
-"""The Progress page: every figure against arithmetic, and what it says without data, with a little, and with much."""
+"""The Progress page: every figure against arithmetic, and its content without data, with little, and with much."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def shown(client: SignedIn, project: Project, query: str = "") -> BeautifulSoup:
 
 
 def answers(page: BeautifulSoup) -> dict[str, str]:
-    """The verdict's questions and answers."""
+    """Return the verdict's questions and answers."""
     found = page.select_one(".answers-to")
     assert found is not None
     return {
@@ -73,7 +73,7 @@ def test_a_round_under_way_has_no_verdict(sign_in: SignIn, session: Session, pro
 
 
 def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, project: Project) -> None:
-    """40 prompts, 32 of them for the new policy: 20 where its answer was longer, of which 19, and 20 shorter ones."""
+    """40 prompts, 32 for the new policy: 19 of the 20 where its answer was longer, and 13 of the 20 shorter ones."""
     worse = {"domain=safety": evaluation(-0.5, 0.2, prompts=12)}
     round_ = add_round(session, project, 1, evaluation(0.42, longer=20.0), worse)
     people = [factories.user(session) for _ in range(3)]
@@ -188,7 +188,7 @@ def test_simulated_labelers_are_not_called_people(sign_in: SignIn, session: Sess
 
 
 def test_slices_with_too_few_judgments_say_so(sign_in: SignIn, session: Session, project: Project) -> None:
-    """4 prompts are too few, whatever people said; 5 have a share, and 30 a share that is surely above one half."""
+    """4 prompts are too few, whatever people said. 5 have a share, and 30 have a share clearly above one half."""
     round_ = add_round(session, project, 1, evaluation(0.4))
     judge(session, project, round_, [1] * 4, domain="four")
     judge(session, project, round_, [1, 1, 1, -1, -1], domain="five")
@@ -242,7 +242,7 @@ def test_slices_can_show_the_reward_models_figures(sign_in: SignIn, session: Ses
 
 
 def test_the_frontier_has_best_of_n_as_its_yardstick(sign_in: SignIn, session: Session, project: Project) -> None:
-    """Best-of-4 of the reference gained 1.0 at ln 4 - 3/4 nats; a policy at 0.25 nats is read between n = 1 and 2."""
+    """Best-of-4 of the reference gained 1.0 at ln 4 - 3/4 nats. A policy at 0.25 nats lies between n = 1 and 2."""
     two = math.log(2) - 1 / 2
     measured = best_of((1, 0.2), (2, 0.7), (4, 1.2), gain=0.9)
     add_round(session, project, 1, evaluation(0.4) | measured | {"eval_objective/kl_k3": 0.1})

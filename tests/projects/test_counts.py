@@ -1,4 +1,4 @@
-"""What grows with all judgments is counted once for all who look: by project, and anew after one's own changes."""
+"""Counts that grow with all judgments are shared by all visitors of a project, and renewed after own changes."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -33,7 +33,7 @@ def project(session: Session) -> Project:
 
 @pytest.fixture(autouse=True)
 def keeping(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is kept for ever, however quick it was."""
+    """Keep everything forever, however fast it was computed."""
     monkeypatch.setattr(Cache, "KEPT_FOR", 10**9)
     monkeypatch.setattr(cache, "COMMITTING", timedelta(0))
     app.state.project_counts = Cache(worth_keeping=-1)
@@ -42,7 +42,7 @@ def keeping(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def counting(engine: Engine) -> Iterator[list[str]]:
-    """The statements that count all comparisons of a project."""
+    """Collect the statements that count all comparisons of a project."""
     found: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -55,7 +55,7 @@ def counting(engine: Engine) -> Iterator[list[str]]:
 
 
 def told(client: SignedIn, slug: str = "p", **headers: str) -> tuple[str, str, str]:
-    """Comparisons to compare, judgments, and by how many labelers, as the start page says."""
+    """Return open comparisons, judgments and labelers, as on the start page."""
     soup = BeautifulSoup(client.get(f"/projects/{slug}", headers=headers).text, "html.parser")
     stats = {stat.select_one(".stat-label").text: stat for stat in soup.select(".stat")}  # type: ignore[union-attr]
     judgments = stats["Judgments"]
@@ -110,7 +110,7 @@ def test_ones_own_judgments_and_what_is_audited_are_counted_at_once(
 def test_what_is_no_work_is_not_counted_and_every_judgment_is(
     sign_in: SignIn, session: Session, project: Project
 ) -> None:
-    """Calibration items and repeats do not wait to be compared; what was said on them was said."""
+    """Calibration items and repeats do not wait for comparison, but their judgments count."""
     item = factories.comparison(session, project, purpose="calibration", gold=1, overlap=2)
     repeat = factories.comparison(session, project, purpose="repeat", repeat_of_id=item.id, overlap=2)
     for comparison in (item, repeat):

@@ -1,4 +1,4 @@
-"""Archiving a project, restoring it, and deleting one that was made by mistake."""
+"""Archiving a project, restoring it, and deleting a project that was made by mistake."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a project wants of its judgments: every setting can be edited, and what is refused is named as on the page."""
+"""A project's labeling settings: every setting can be edited, and errors use the page's names."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ RULES = {
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The paths of all fields of a document, those of its parts included."""
+    """Return the paths of all fields of a document, including nested ones."""
     for name, field in model.model_fields.items():
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
@@ -83,7 +83,7 @@ def project(session: Session) -> Project:
 
 
 def shown(html: str) -> dict[str, str]:
-    """What a browser would send of the form of the labeling settings, as the page shows it."""
+    """Return what a browser would send from the form of labeling settings, as the page shows it."""
     form = html.split('id="labeling"', 1)[1].split("</form>", 1)[0]
     fields = {}
     for tag in re.findall(r"<input[^>]*>", form):
@@ -188,7 +188,7 @@ def test_only_admins_change_it(sign_in: SignIn, project: Project) -> None:
 
 
 def test_another_method_of_consensus_is_applied_at_once(sign_in: SignIn, session: Session, project: Project) -> None:
-    """Of three steps, “slightly better” counts 1/2 and “much better” 3/2 where strength counts."""
+    """With three steps, “slightly better” counts 1/2 and “much better” 3/2 if strength counts."""
     comparison = factories.comparison(session, project, overlap=2)
     for preference in (3, -1):
         factories.judgment(session, comparison, preference=preference)

@@ -1,4 +1,4 @@
-"""The starter project's files: what a first run reads must be complete, tagged and free of leaks between splits."""
+"""The starter project's files must be complete, tagged and free of leaks between splits."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 
 def normalised(row: dict[str, Any]) -> str:
-    """The whole conversation, blind to case, punctuation and space."""
+    """Return the whole conversation without case, punctuation and spaces."""
     return " ".join(f"{m['role']} {words(m['content'])}" for m in row["messages"])
 
 
@@ -30,7 +30,7 @@ def words(text: str) -> str:
 
 
 def question_words(row: dict[str, Any]) -> set[str]:
-    """The words of the last turn, without the request for a short answer that most prompts share."""
+    """Return the words of the last turn, without the request for a short answer that most prompts share."""
     asked = words(row["messages"][-1]["content"])
     asked = re.sub(r"\b(answer )?in one (short )?sentence\b|\bone sentence( please)?\b", "", asked)
     return set(asked.split())

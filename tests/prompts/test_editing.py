@@ -1,4 +1,4 @@
-"""Prompts by hand: typed, changed while nobody has answered them, retired and brought back."""
+"""Prompts written by hand: added, changed before anybody has answered them, retired and brought back."""
 
 from collections.abc import Callable
 

@@ -22,7 +22,7 @@ def with_quiz(session: Session, project: Project, version: int = 1, **values: An
 
 
 def take(session: Session, project: Project, labeler: User, answers: dict[int, int] = RIGHT) -> Qualification:
-    """Begins an attempt, or goes on with it, and gives these answers."""
+    """Start or continue an attempt, and give these answers."""
     attempt = service.begin(session, project, labeler)
     for item, said in answers.items():
         service.answer(session, project, labeler, attempt.id, item, said)

@@ -1,4 +1,4 @@
-"""Labelers who have not passed the quiz are sent to it before they are given anything to judge."""
+"""Labelers who have not passed the quiz are sent to it before they get anything to judge."""
 
 from collections.abc import Callable
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""The quiz's pages: who may, what they show, and what happens to an answer sent twice, late or broken."""
+"""The quiz's pages: access, content, and answers that are sent twice, late or broken."""
 
 import re
 from collections.abc import Callable

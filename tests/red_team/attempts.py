@@ -38,7 +38,7 @@ def run_of(session: Session, attempt: RedTeamAttempt) -> Run:
 
 
 def answer(session: Session, attempt: RedTeamAttempt, text: str = "I will not.") -> None:
-    """As the worker stores what the policy said."""
+    """Store the policy's answer as the worker does."""
     sampling = {"temperature": 1.0, "max_new_tokens": 8}
     sample = NewSample(attempt.id, 0, text, "eos", 3, 17, sampling)
     rounds.store_samples(session, run_of(session, attempt), [sample])

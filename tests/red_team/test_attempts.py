@@ -1,4 +1,4 @@
-"""Sending attempts, what their runs leave, rating, and turning them into prompts."""
+"""Sending attempts, results of their runs, rating, and turning them into prompts."""
 
 import json
 from datetime import timedelta
@@ -96,7 +96,7 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(session: Session, tmp_p
 
 
 def test_cancelled_attempts_are_not_asked_again_beyond_what_may_wait(session: Session, tmp_path: Path) -> None:
-    """Also of several projects: all wait in one queue."""
+    """This holds across projects, because all attempts wait in one queue."""
     ann, waiting = factories.user(session), []
     for project in (project_with_model(session), project_with_model(session)):
         for n in range(service.MAX_WAITING):

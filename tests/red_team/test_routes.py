@@ -1,4 +1,4 @@
-"""The pages of red teaming: who may see which, polling that stops, and forms that come back as they were typed."""
+"""The pages of red teaming: access, polling that stops, and refused forms that keep what was typed."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An attempt and the worker as a process of its own, killed while it answers."""
+"""An attempt and the worker as a separate process, killed while it answers."""
 
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess

@@ -10,7 +10,7 @@ from tests import factories
 
 
 def judged(session: Session, project: Project, *preferences: int, **values: Any) -> Comparison:
-    """A comparison with these judgments, closed by the labeling rule."""
+    """Add a comparison with these judgments, closed by the labeling rule."""
     row = factories.comparison(session, project, overlap=len(preferences), **values)
     for preference in preferences:
         factories.judgment(session, row, preference=preference, rationale=f"because {preference}")
@@ -22,6 +22,6 @@ def judged(session: Session, project: Project, *preferences: int, **values: Any)
 def conflicting(
     session: Session, project: Project, p_b: float, *, trained: bool = False, preference: int = -2, **values: Any
 ) -> Comparison:
-    """A settled comparison that two people decided alike; the reward model gives B the probability `p_b`."""
+    """Add a settled comparison on which two people agree; the reward model gives B the probability `p_b`."""
     given = {"reward_p_b": p_b, "reward_trained": trained} | values
     return judged(session, project, preference, preference, **given)

@@ -1,4 +1,4 @@
-"""Whoever may still judge a comparison does not see what others said of it."""
+"""People who may still judge a comparison do not see other people's judgments on it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def project(session: Session) -> Project:
 
 @pytest.fixture
 def both(session: Session) -> User:
-    """An admin who labels too."""
+    """An admin who also labels."""
     return factories.user(session, "admin", "labeler", name="Ada")
 
 

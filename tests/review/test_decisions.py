@@ -1,4 +1,4 @@
-"""What a reviewer decides, each thing once."""
+"""A reviewer's decisions; each is applied only once."""
 
 import threading
 from typing import Any
@@ -50,7 +50,7 @@ def settle(session: Session, row: Comparison) -> None:
 
 
 def saw(session: Session, row: Comparison) -> str:
-    """What a page of the comparison, opened now, would send along."""
+    """Return what a page of the comparison, opened now, would send along."""
     return service.as_seen(session, row)
 
 
@@ -106,7 +106,7 @@ def test_a_verdict_can_be_taken_back(session: Session, project: Project, reviewe
 def test_taken_back_the_labelers_consensus_stands_again(
     session: Session, project: Project, reviewer: User, by: str
 ) -> None:
-    """Two of three prefer A, whatever the reviewer decided meanwhile: nothing conflicts with a verdict that is gone."""
+    """Two of three prefer A, whatever the reviewer decided earlier: nothing conflicts with a removed verdict."""
     row = judged(session, project, -2, -1, 1, reward_p_b=0.1)
     before = (row.consensus, row.p_b, row.p_tie, row.agreement)
     assert before[0] == pytest.approx(-2 / 3, abs=1e-6)
@@ -365,7 +365,7 @@ def test_the_second_of_two_reviewers_hears_who_was_first(
 
 
 def test_a_page_from_before_decides_nothing(session: Session, project: Project, reviewer: User) -> None:
-    """Also where the comparison is in review again: the reviewer has not read what was said since."""
+    """Also if the comparison is in review again: the reviewer has not read the newer judgments."""
     row = judged(session, project, 2, -2)
     before = saw(session, row)
     service.ask_more(session, project, reviewer, row.id, more=1, seen=before)

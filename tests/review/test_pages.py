@@ -63,7 +63,7 @@ def test_a_queue_with_its_filter_is_kept_from_case_to_case(
 
 
 def test_a_case_shows_everything(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
-    """Whose answers they are is always said; what was edited stands apart."""
+    """The page always says whose answers they are, and shows edited answers separately."""
     judge = factories.user(session, name="Judge", kind="ai_judge")
     ada = factories.user(session, name="Ada")
     reward = factories.model(session, project, "reward", name="reward-3")

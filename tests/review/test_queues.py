@@ -74,7 +74,7 @@ def test_conflicts_come_unseen_ones_first_then_the_surest(session: Session, proj
 
 
 def test_where_people_stand_is_the_posterior_where_there_is_one(session: Session, project: Project) -> None:
-    """Its method may weigh one good labeler above two careless ones, against the mean."""
+    """The consensus method may weigh one good labeler above two careless ones, against the mean."""
     row = conflicting(session, project, 0.9)
     row.p_b = 0.7
     session.flush()
@@ -85,7 +85,7 @@ def test_where_people_stand_is_the_posterior_where_there_is_one(session: Session
 
 
 def test_a_page_and_the_database_mean_the_same_conflicts(session: Session, project: Project) -> None:
-    """`views.is_conflict` decides for one row what the index holds of all."""
+    """`views.is_conflict` decides for one row what the index contains for all rows."""
     for p in (None, 0.0, 0.2, 0.21, 0.5, 0.79, 0.8, 1.0):
         for posterior in (None, 0.0, 0.49, 0.5, 0.51, 1.0):
             for preference in (-2, 0, 2):
@@ -122,7 +122,7 @@ def test_requested_says_who_asked_and_why(session: Session, project: Project) ->
 
 
 def test_names_and_notes_turn_no_direction_and_are_text(session: Session, project: Project) -> None:
-    """Each is isolated on its line; see also the tests in the browser."""
+    """Each is isolated on its line; see also the browser tests."""
     eve = factories.user(session, "admin", "labeler", name="<i>Eve</i>\u202e")
     flagged = factories.comparison(session, project, flagged=True)
     factories.judgment(session, flagged, preference=1, labeler_id=eve.id, flags=["<u>"])
@@ -158,7 +158,7 @@ def test_paging_goes_through_equal_keys(session: Session, project: Project) -> N
 
 @pytest.mark.parametrize("queue", ["disagreement", "conflict", "flagged", "requested"])
 def test_a_place_is_where_the_page_left_off(session: Session, project: Project, queue: Any) -> None:
-    """The key that a row has here is the one that the index has."""
+    """The key of a row here equals the key in the index."""
     for p in (0.81, 0.0987654321, 1 / 3, 0.9):
         conflicting(session, project, p, trained=p > 0.85, flagged=True)
         judged(session, project, 1, 1, -1)
@@ -188,7 +188,7 @@ def test_filters(session: Session, project: Project) -> None:
 
 
 def test_a_full_queue_costs_what_an_empty_one_does(session: Session, project: Project) -> None:
-    """Every page and count reads the queue's own index, and a page no more than it shows."""
+    """Every page and count reads the queue's index, and a page reads no more rows than it shows."""
     row = factories.comparison(session, project)
     session.execute(
         text(

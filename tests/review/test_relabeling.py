@@ -204,7 +204,7 @@ def test_only_under_the_newest_version(session: Session, project: Project, admin
 
 
 def test_agreement_before_and_after_on_exactly_those_items(session: Session, project: Project, admin: User) -> None:
-    """Three items of two labelers each: before, one agreed (percent 1/3); after, two of the three do."""
+    """Three items with two labelers each: before, they agreed on one (percent 1/3); after, on two of three."""
     turned = judged(session, project, 1, -1)
     kept, still_split = judged(session, project, 2, 1), judged(session, project, -1, 3)
     waiting = judged(session, project, 1, 1)

@@ -1,4 +1,4 @@
-"""A project with a model, prompts and decided comparisons: what every test of rounds begins with."""
+"""A project with a model, prompts and decided comparisons: the start of all tests of rounds."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ GENERATION = Generation(samples_per_prompt=4, max_new_tokens=8)
 
 
 def make_project(session: Session, base: str = "models/base", *, train: int = 20, heldout: int = 2) -> Project:
-    """A project whose base model has answered train and held-out prompts, two judgments on each pair."""
+    """A project whose base model has answered train and held-out prompts, with two judgments on each pair."""
     project = factories.project(session, generation=GENERATION.model_dump())
     factories.published_rubric(session, project)
     service.adopt_base_model(session, project, base, "base")
@@ -46,7 +46,7 @@ def decided(
     aspects: dict[str, int] | None = None,
     **values: Any,
 ) -> Comparison:
-    """A settled comparison of the prompt, judged by the labelers, who agree on the aspects."""
+    """Add a settled comparison of the prompt, judged by the labelers, who agree on the aspects."""
     given = {"texts": texts, "prompt": prompt, "overlap": len(preferences), "state": "open"} | values
     comparison = factories.comparison(session, project, **given)
     for labeler_id, preference in zip(labelers, preferences, strict=True):
@@ -64,7 +64,7 @@ def config(algorithm: str = "dpo", **values: Any) -> RoundConfig:
 
 
 def jobs(session: Session) -> list[int]:
-    """Ids of the runs that wait on the queue."""
+    """Return the ids of runs that wait in the queue."""
     return list(
         session.scalars(text("SELECT (args->>'run_id')::int FROM procrastinate_jobs WHERE status = 'todo' ORDER BY id"))
     )
@@ -75,7 +75,7 @@ def last_run(session: Session, round_: Round) -> Run:
 
 
 def leave_files(store: ArtifactStore, run: Run) -> None:
-    """What a run that trains leaves in the artifacts; an empty folder does where nobody reads it."""
+    """Make the artifact of a training run; an empty folder is enough if nobody reads it."""
     if run.kind not in ("freeze", "sample", "evaluate"):
         (store.root / service.output_of(run.id)).mkdir(parents=True, exist_ok=True)
 
@@ -86,7 +86,7 @@ def new_samples(prompt_id: int, texts: list[str], first: int = 0) -> list[NewSam
 
 
 def frozen(session: Session, store: ArtifactStore, round_: Round) -> Round:
-    """The round after its first stage, as the worker does it, in the session's transaction."""
+    """Bring the round past its first stage as the worker does, in the session's transaction."""
     run = last_run(session, round_)
     service.run_started(session, run)
     project = session.get_one(Project, round_.project_id)
@@ -98,7 +98,7 @@ def frozen(session: Session, store: ArtifactStore, round_: Round) -> Round:
 
 
 def freeze(session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()) -> Snapshot:
-    """A snapshot of the comparisons that a round would read now."""
+    """Return a snapshot of the comparisons that a round would read now."""
     fitted = fitting.refit(session, project)
     written = write_comparisons(session, store, project.id, chosen(session, project.id, reading))
     return add_snapshot(session, project.id, written, moment(session), fitted.method)
@@ -110,6 +110,6 @@ def freeze_demonstrations(session: Session, store: ArtifactStore, project: Proje
 
 
 def pair_rows(session: Session, project: Project) -> list[PairRow]:
-    """The comparisons that a round would read now, as the trainer sees them."""
+    """Return the comparisons that a round would read now, in the trainer's form."""
     ids = chosen(session, project.id, Reading()).comparison.tolist()
     return [pair_row(row) for row in comparisons(session, project.id, ids)]

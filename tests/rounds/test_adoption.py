@@ -1,4 +1,4 @@
-"""Which policy a project goes on with: decided by a round's end, and by operators afterwards."""
+"""Which policy a project uses: decided at a round's end, and by operators afterwards."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -55,7 +55,7 @@ def measured(value: float, low: float, high: float) -> dict[str, Any]:
 def whole_round(
     session: Session, store: ArtifactStore, project: Project, evaluated: dict[str, Any] | None = None, **values: Any
 ) -> Round:
-    """A round from its start to its end; what its evaluation found, where it is given."""
+    """Play a round from start to end; `evaluated` is the result of its evaluation."""
     round_ = start(session, store, project, **values)
     while round_.state != "done":
         run = last_run(session, round_)
@@ -197,7 +197,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
 
 
 def test_the_reference_follows_the_policy(session: Session, store: ArtifactStore, project: Project) -> None:
-    """It is the nearest fine-tuned or base model behind the policy, also after a return to an earlier one."""
+    """It is the nearest fine-tuned or base model among the policy's ancestors, also after a return to an older one."""
     operator = factories.user(session, "operator")
     base = session.get_one(ModelVersion, project.policy_id)
     before = whole_round(session, store, project)
@@ -375,14 +375,14 @@ def waiting_round(session: Session, store: ArtifactStore, project: Project) -> R
 
 
 def promoted(engine: Engine, store: ArtifactStore) -> list[str]:
-    """What the worker does between runs."""
+    """Do what the worker does between runs."""
     return service.promote_waiting(make_session_factory(engine), store)
 
 
 def test_a_policy_waits_until_people_prefer_it(
     session: Session, engine: Engine, store: ArtifactStore, project: Project
 ) -> None:
-    """Whatever the reward model says."""
+    """Independently of the reward model."""
     base_id = project.policy_id
     round_ = waiting_round(session, store, project)
     assert (project.policy_id, round_.adopted) == (base_id, None)
@@ -424,7 +424,7 @@ def test_people_who_prefer_the_previous_policy_promote_nothing(
 def test_what_people_say_of_another_policy_promotes_nothing(
     session: Session, engine: Engine, store: ArtifactStore, project: Project
 ) -> None:
-    """They must prefer it to the policy that the project has."""
+    """They must prefer it to the project's current policy."""
     base_id = project.policy_id
     whole_round(session, store, project)
     round_ = waiting_round(session, store, project)
@@ -491,7 +491,7 @@ def test_adopting_what_people_have_not_preferred_needs_a_reason(
 def test_who_starts_a_round_while_a_policy_waits_is_told(
     session: Session, store: ArtifactStore, project: Project, lost: int
 ) -> None:
-    """Not of a policy that people found worse: it has no chance to be promoted."""
+    """Nobody is told about a policy that people found worse, because it cannot be promoted."""
     round_ = waiting_round(session, store, project)
     judge(session, project, round_, won=0, lost=lost)
     new = session.get_one(ModelVersion, round_.policy_after_id)

@@ -1,4 +1,4 @@
-"""What a round will take, from what is in the project, the store and the runs before it."""
+"""The estimate of a round, from the project, the store and earlier runs."""
 
 import json
 from pathlib import Path

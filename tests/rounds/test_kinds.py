@@ -1,4 +1,4 @@
-"""What rounds read besides all comparisons: demonstrations, replayed comparisons; and stages that cannot begin."""
+"""What rounds read besides comparisons (demonstrations, replayed comparisons), and stages that cannot begin."""
 
 import gzip
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_mixing_in_demonstrations_needs_some(session: Session, store: ArtifactSt
 
 
 def test_kto_learns_from_thumbs_too(session: Session, store: ArtifactStore, project: Project) -> None:
-    """One row a response, as most of its thumbs say; none of held-out prompts, and none for another loss."""
+    """One row per response with the majority of its thumbs; none of held-out prompts, and none for other losses."""
     liked, even, disliked, unseen = (
         factories.completion(session, factories.prompt(session, project, split=split), text)
         for text, split in (("8", "train"), ("7", "train"), ("6", "train"), ("5", "heldout"))
@@ -249,7 +249,7 @@ def test_a_server_samples_where_one_is_set(
 def test_a_retry_samples_by_the_server_that_is_set_now(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """The advice of every error of a server: set its address, then retry."""
+    """The advice in every error of a server: set its address, then retry."""
     wrong, right = (SamplingServer(f"http://{host}:8000/v1", "served") for host in ("typo", "gpu"))
     operator = factories.user(session, "operator")
     outside = service.begin_sampling(session, store, project, wrong)

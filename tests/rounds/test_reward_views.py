@@ -1,4 +1,4 @@
-"""What a reward model says of its snapshot's comparisons reaches them."""
+"""A reward model's views of its snapshot's comparisons are stored with these comparisons."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def leave(store: ArtifactStore, location: str, *views: tuple[int, float, bool]) -> None:
-    """What the recipe writes beside the model."""
+    """Write what the recipe writes with the model."""
     lines = [RewardView(comparison_id=id_, p_b=p, trained=trained).model_dump_json() for id_, p, trained in views]
     with store.folder(location) as folder:
         (folder / REWARD_VIEWS).write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Rounds over HTTP: who may do what, and what the pages and JSON say."""
+"""Rounds over HTTP: who may do what, and the content of pages and JSON."""
 
 import json
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_an_operator_starts_a_round(session: Session, sign_in: SignIn, project: 
 def test_a_program_sends_the_form_as_it_stands(
     sign_in: SignIn, session: Session, project: Project, strength: str | None
 ) -> None:
-    """What `prefloop simulate` does, with `--set strength=strong` or without."""
+    """Do what `prefloop simulate` does, with or without `--set strength=strong`."""
     client = sign_in("operator")
     page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
     form = Form(page.select_one("#new-round") or page, "", page)

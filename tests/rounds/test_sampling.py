@@ -1,4 +1,4 @@
-"""The way back to the queue: stored once, asked once, each kind of prompt for its purpose."""
+"""Samples return to the queue: stored once, asked once, each kind of prompt for its purpose."""
 
 from collections import Counter
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_a_heldout_prompt_opens_one_comparison_which_only_measures(
 
 
 def round_with_new_policy(session: Session, project: Project) -> tuple[Round, Run]:
-    """A round whose new policy is about to be sampled."""
+    """A round whose new policy will be sampled next."""
     assert project.policy_id is not None
     policy = factories.model(session, project, "policy", base="models/base", adapter="models/run-9")
     round_ = factories.round_(
@@ -171,7 +171,7 @@ def test_a_new_policy_is_compared_with_the_previous_one_on_heldout_prompts(
 def test_a_new_policy_is_compared_with_the_adopted_and_with_the_first_one(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """By chance alone, whatever the project looks for, and judged by as many whatever they say."""
+    """At random, whatever pairs the project prefers, and with a fixed number of judgments."""
     project.labeling = {"pairs": {"random": 0, "uncertain": 1, "near_miss": 1, "new_against_old": 0}}
     project.labeling |= {"adaptive": {"at_least": 1, "at_most": 5}}
     heldout, train = factories.prompt(session, project, split="heldout"), factories.prompt(session, project)
@@ -236,7 +236,7 @@ def test_policies_are_compared_on_prompts_on_which_they_were_compared_least(
 def test_who_has_not_answered_the_heldout_prompts_is_sampled_on_them_where_the_worker_is(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """A server that samples the new policy need not have the earlier ones."""
+    """A server that samples the new policy may lack the earlier ones."""
     heldout = factories.prompt(session, project, split="heldout")
     factories.prompt(session, project)
     round_, _ = round_with_new_policy(session, project)
@@ -260,7 +260,7 @@ def test_who_has_not_answered_the_heldout_prompts_is_sampled_on_them_where_the_w
 
 
 def test_both_policies_may_answer_anew(session: Session, store: ArtifactStore, project: Project) -> None:
-    """People then compare what both say today; on train prompts, that teaches but is no measure of the new policy."""
+    """People then compare both policies' current answers. On train prompts, this teaches but measures nothing."""
     heldout, train = factories.prompt(session, project, split="heldout"), factories.prompt(session, project)
     store_samples(session, sampling_run(session, store, project), new_samples(heldout.id, ["a", "b", "c", "d"]))
     before = len(comparisons(session))
@@ -330,7 +330,7 @@ def test_a_project_without_a_rubric_says_so(session: Session, store: ArtifactSto
 def test_which_pairs_are_asked_differs_between_prompts(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """Were it always samples 0 and 1 that met 2 and 3, a seed's habits would look like a preference."""
+    """If samples 0 and 1 always met 2 and 3, differences between seeds would look like a preference."""
     prompts = [factories.prompt(session, project) for _ in range(12)]
     run = sampling_run(session, store, project)
     for prompt in prompts:
@@ -373,7 +373,7 @@ def scored(prompt_id: int, rewards: list[list[float]]) -> list[NewSample]:
 
 
 def asked_about(session: Session) -> list[tuple[str, str, str]]:
-    """(policy, text of A, text of B) of each comparison."""
+    """Return (policy, text of A, text of B) of each comparison."""
     return [
         (
             c.selection["policy"],

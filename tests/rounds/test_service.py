@@ -1,4 +1,4 @@
-"""Starting, advancing, cancelling and retrying rounds, without a worker: the test reports what one would."""
+"""Starting, advancing, cancelling and retrying rounds, without a worker: the test reports results instead."""
 
 import gzip
 import threading
@@ -37,12 +37,12 @@ def begin(session: Session, store: ArtifactStore, project: Project, algorithm: s
 
 
 def start(session: Session, store: ArtifactStore, project: Project, algorithm: str = "dpo", **values: object) -> Round:
-    """A round that has been frozen."""
+    """A round after freezing."""
     return frozen(session, store, begin(session, store, project, algorithm, **values))
 
 
 def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
-    """What the worker does with the round's waiting run when all goes well; returns that run."""
+    """Do what the worker does with the round's waiting run if all goes well; return that run."""
     run = last_run(session, round_)
     service.run_started(session, run)
     leave_files(store, run)
@@ -52,7 +52,7 @@ def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
 
 
 def test_a_result_may_quote_what_no_database_stores(session: Session, store: ArtifactStore, project: Project) -> None:
-    """A model says NUL now and then; monitors quote their worst examples."""
+    """Models sometimes generate NUL, and monitors quote their worst examples."""
     run = last_run(session, start(session, store, project))
     service.run_started(session, run)
     leave_files(store, run)
@@ -148,7 +148,7 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
 def test_an_evaluation_is_given_what_the_reference_said_to_its_prompts(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """Sampled alike, by the reference, on held-out prompts; the oldest 16 of a prompt."""
+    """Samples of the reference with the same settings on held-out prompts; the oldest 16 of a prompt."""
     round_ = start(session, store, project)
     prompts = [factories.prompt(session, project, split="heldout") for _ in range(2)]
     train = factories.prompt(session, project, split="train")
@@ -357,7 +357,7 @@ def test_a_cancel_that_waited_for_a_stage_to_end_cancels_the_next_one(
 
 
 def started_and_waiting(work: Callable[[], None], engine: Engine) -> threading.Thread:
-    """Runs it in a thread of its own; returns once it waits for another transaction."""
+    """Run it in a new thread; return once it waits for another transaction."""
     thread = threading.Thread(target=work)
     thread.start()
     waiting = text(

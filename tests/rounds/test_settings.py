@@ -1,4 +1,4 @@
-"""Every setting of a round reaches what the worker reads: a table, so that a forgotten one fails."""
+"""Every setting of a round reaches the worker's spec; a table makes the test fail if one is forgotten."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def project(session: Session) -> Project:
 def runs(
     session: Session, store: ArtifactStore, project: Project, wanted: str, until: str | None = None, **values: Any
 ) -> dict[str, Run]:
-    """The runs of a round of the wanted algorithm, by kind: of a whole one, or until there is one of a kind."""
+    """Return the runs of a round by kind: of the whole round, or up to the first run of a kind."""
     operator = factories.user(session, "operator")
     round_ = service.start(session, store, project, operator, config(**{"algorithm": wanted} | values))
     frozen(session, store, round_)
@@ -102,7 +102,7 @@ def at(spec: Any, path: str) -> Any:
 def spec_of(
     session: Session, store: ArtifactStore, project: Project, wanted: str, kind: str, **values: Any
 ) -> dict[str, Any]:
-    """What a round with these settings gives its run of a kind; nothing of the round stays."""
+    """Return the run of a kind in a round with these settings; the round is rolled back."""
     with session.begin_nested() as trial:
         spec = runs(session, store, project, wanted, kind, **values)[kind].spec
         trial.rollback()
@@ -120,7 +120,7 @@ def test_each_setting_reaches_the_spec(session: Session, store: ArtifactStore, p
 
 
 def other(info: FieldInfo) -> Any:
-    """A value of a setting that is allowed and not its default."""
+    """Return an allowed value of a setting that is not its default."""
     words = [word for word in get_args(info.annotation) if isinstance(word, str)]
     if words:
         return next(word for word in words if word != info.default)
@@ -136,7 +136,7 @@ def other(info: FieldInfo) -> Any:
 def test_every_other_setting_reaches_the_field_of_its_name(
     session: Session, store: ArtifactStore, project: Project, algorithm: str
 ) -> None:
-    """All changed at once: a setting is called like its field, those of the reward model with `reward_` before it."""
+    """All settings change at once. A setting has its field's name, with `reward_` in front for the reward model's."""
     changed = {
         name: other(info) for name, info, _ in settings_of(algorithm) if name not in IN_SPECS and name not in ELSEWHERE
     }
@@ -219,7 +219,7 @@ def test_ppo_mixes_in_the_approved_demonstrations(session: Session, store: Artif
 def test_aspects_that_enough_comparisons_decide_get_heads(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """20 decide factuality, one of them a tie in all; 19 style, for neither held-out ones nor ties in it count."""
+    """20 decide factuality, one of which is a tie overall; 19 decide style, without held-out ones and ties in it."""
     labelers = [factories.user(session).id]
 
     def rate(aspects: dict[str, int], preference: int = 1, split: str = "train") -> None:
@@ -242,7 +242,7 @@ def test_aspects_that_enough_comparisons_decide_get_heads(
 def test_defaults_are_those_of_the_specs(
     session: Session, store: ArtifactStore, project: Project, algorithm: str
 ) -> None:
-    """A round without settings trains as the recipes do by themselves, but for what it must name, seed and strength."""
+    """A round without settings trains with the recipes' defaults, except for required fields, seed and strength."""
     new_tokens = SPECS[algorithm].model_fields.get("max_new_tokens")
     found = runs(session, store, project, algorithm, max_new_tokens=new_tokens.default if new_tokens else 64)
     for kind, model in ((algorithm, SPECS[algorithm]), ("reward", RewardSpec)):
@@ -281,7 +281,7 @@ def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) 
 def test_what_is_not_given_is_that_of_the_loss(
     session: Session, store: ArtifactStore, project: Project, loss: PreferenceLoss
 ) -> None:
-    """In a round as in a spec, which is stored complete; a value that is given stays."""
+    """This holds for rounds and specs, which are stored complete. Given values stay."""
     nothing = {"policy": {"base": "b"}, "reference": {"base": "b"}, "snapshot": "s"}
     own = DPOSpec.model_validate(nothing | {"loss": loss})
     found = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="", learning_rate="", epochs="")

@@ -1,4 +1,4 @@
-"""What a round reads is exactly what was decided, held-out prompts never trained on, and never changes afterwards."""
+"""A round reads exactly what was decided, never trains on held-out prompts, and its data never changes afterwards."""
 
 import gzip
 import hashlib
@@ -94,7 +94,7 @@ def test_a_heldout_prompt_is_never_trained_on_whatever_it_was_asked_for(session:
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_no_round_reads_a_comparison_of_policies_whatever_becomes_of_its_prompt(session: Session, split: str) -> None:
-    """It neither trains nor chooses a step of the training; another of the same prompt may."""
+    """It neither trains nor chooses a training step; another comparison of the same prompt may."""
     project = make_project(session, train=2, heldout=1)
     labelers = [factories.user(session).id, factories.user(session).id]
     prompt = factories.prompt(session, project, split=split)

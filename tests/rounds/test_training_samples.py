@@ -1,4 +1,4 @@
-"""What a policy said while it was trained, side by side over the steps."""
+"""A policy's samples during training, side by side over the steps."""
 
 import json
 from collections.abc import Callable

@@ -8,7 +8,7 @@ QUESTION = ("Capital of France?", "Paris", "Rome", "-1", "Paris is the capital."
 
 
 def fields(guideline: str = "Prefer *short* ones.", **values: Any) -> dict[str, Any]:
-    """The editor's form. Lists of rows are given as tuples in the order of their fields; `None` leaves a field out."""
+    """Return the editor's form. Lists of rows are tuples in the order of their fields; `None` leaves a field out."""
     rows = {name: values.pop(name, ()) for name in ("flags", "examples", "quiz", "principles")}
     rows["aspects"] = values.pop("aspects", ASPECTS)
     names = {

@@ -1,4 +1,4 @@
-"""What differs between two rubrics, part by part."""
+"""Differences between two rubrics, part by part."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ def rubric(**values: Any) -> Rubric:
 
 
 def said(sections: list[Section]) -> list[tuple[str, str, str]]:
-    """(section, title, state) of every change."""
+    """Return (section, title, state) of every change."""
     return [(section.title, change.title, change.state) for section in sections for change in section.changes]
 
 
 def words(sections: list[Section]) -> list[str]:
-    """All lines, as `part: -text` or `part: +text`."""
+    """Return all lines as `part: -text` or `part: +text`."""
     signs = {"removed": "-", "added": "+", "same": " "}
     return [
         f"{part.label}: {signs[line.kind]}{''.join(piece.text for piece in line.pieces)}"

@@ -1,4 +1,4 @@
-"""The rubric's pages: who may, what they answer, and that text is never lost."""
+"""The rubric's pages: access, responses, and never losing text."""
 
 import html
 import re
@@ -157,7 +157,7 @@ def test_what_cannot_be_accepted_comes_back_with_the_reason(
 
 
 def test_a_draft_keeps_what_is_half_written(sign_in: SignIn, session: Session, url: str) -> None:
-    """Rows that are complete are brought into form; the others stay as they were typed."""
+    """Complete rows are normalised; the others stay as typed."""
     admin = sign_in("admin")
     half = ("2 + 2?", "  4", "", "")
     sent = fields(
@@ -267,7 +267,7 @@ def test_the_preview_stores_nothing_and_says_what_is_missing(sign_in: SignIn, se
 
 
 def test_rows_are_edited_by_posting(sign_in: SignIn, session: Session, url: str) -> None:
-    """Without JavaScript each button answers with the page; nothing is stored and nothing typed elsewhere is lost."""
+    """Without JavaScript, each button responds with the page; nothing is stored, and no typed text is lost."""
     admin = sign_in("admin")
     typed = fields("Typed but not saved.", flags=[("harmful", "Harmful")])
 
@@ -370,7 +370,7 @@ def test_whether_the_quiz_is_taken_again_is_chosen(sign_in: SignIn, session: Ses
 
 
 def test_a_draft_published_in_another_tab(sign_in: SignIn, session: Session, url: str) -> None:
-    """What was typed since is still there, on top of the version, with what differs."""
+    """Later typing is still there, on top of the version, with the differences."""
     admin = sign_in("admin")
     admin.post(url, fields("The second one."))
     admin.post(f"{url}/publish", fields("The second one.", revision=1))

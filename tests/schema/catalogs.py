@@ -1,11 +1,11 @@
-"""What a schema consists of, as PostgreSQL's catalogs say it: text that people can read and compare."""
+"""A text description of a schema from PostgreSQL's catalogs, for people to read and tests to compare."""
 
 import difflib
 
 from sqlalchemy import Connection, text
 
-# Each query gives (what it belongs to, its line). Column order means nothing to the code and is left out. NOT NULL is
-# told with its column: newer PostgreSQL also lists it as a constraint, under a name of its own.
+# Each query gives (owner, line). The order of columns has no meaning for the code and is left out. NOT NULL is
+# described with its column; newer PostgreSQL also lists it as a constraint with a separate name.
 COLUMNS = """
     SELECT 'table ' || c.relname, concat_ws(' ',
         'column', quote_ident(a.attname), format_type(a.atttypid, a.atttypmod),
@@ -52,16 +52,16 @@ FUNCTIONS = """
 """
 TABLE_PARTS = (COLUMNS, CONSTRAINTS, INDEXES)
 
-# Of other programs: Alembic's revision, the queue library's tables, and which of its files were applied.
+# Tables of other programs: Alembic's revision, the queue library's tables, and its applied files.
 NOT_OURS = ("alembic_", "procrastinate_", "queue_migration")
 
 
 def describe(connection: Connection, *, triggers: bool = True, queue: bool = False) -> str:
-    """Everything that migrations make, sorted by name.
+    """Describe everything that migrations make, sorted by name.
 
     Args:
-        triggers: with triggers and functions, which no model has.
-        queue: the queue library's part instead of ours.
+        triggers: include triggers and functions, which no model describes.
+        queue: describe the queue library's part instead of ours.
     """
     found: dict[str, list[str]] = {}
     for query in (*TABLE_PARTS, TYPES, VIEWS, *((TRIGGERS, FUNCTIONS) if triggers else ())):
@@ -78,12 +78,12 @@ def _indented(line: str) -> str:
 
 
 def difference(expected: str, found: str) -> str:
-    """Lines that only one of two descriptions has, `-` for the expected one, with their neighbours; '' if equal."""
+    """Return lines that only one description has, `-` for the expected one, with adjacent lines; '' if equal."""
     return "\n".join(difflib.unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", lineterm=""))
 
 
 def triggers_of(description: str) -> set[str]:
-    """`table.trigger` of every trigger in a description."""
+    """Return `table.trigger` for every trigger in a description."""
     found, owner = set(), ""
     for line in description.splitlines():
         words = line.split()
@@ -95,5 +95,5 @@ def triggers_of(description: str) -> set[str]:
 
 
 def functions_of(description: str) -> set[str]:
-    """Names of the functions in a description."""
+    """Return the names of the functions in a description."""
     return {line.split()[1] for line in description.splitlines() if line.startswith("function ")}

@@ -1,4 +1,4 @@
-"""Databases of their own on a server that others use too."""
+"""Separate databases on a server that others use too."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from app.schema import migrate
 
 @contextlib.contextmanager
 def new_database(server_url: str, revision: str | None = None) -> Iterator[str]:
-    """Yields the URL of an empty database, or of one at `revision` ("head": the newest). It goes with the block."""
+    """Yield the URL of an empty database, or of one at `revision` ("head": the newest). It is dropped afterwards."""
     name = f"schema_{uuid4().hex[:12]}"
     template = _migrated(server_url, revision) if revision else "template1"
     with connect(server_url) as connection:
@@ -26,7 +26,7 @@ def new_database(server_url: str, revision: str | None = None) -> Iterator[str]:
 
 @functools.cache
 def _migrated(server_url: str, revision: str) -> str:
-    """Makes a database to copy, because migrating takes ten times as long as copying; returns its name."""
+    """Make a database to copy, because migrating takes ten times as long as copying; return its name."""
     name = f"at_{revision}"
     with connect(server_url) as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -41,7 +41,7 @@ def _url(server_url: str, name: str) -> str:
 
 @contextlib.contextmanager
 def connect(url: str) -> Iterator[Connection]:
-    """A connection on which every statement commits. Times are told in UTC."""
+    """Open a connection on which every statement commits. Times are in UTC."""
     engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("SET TIME ZONE 'UTC'"))

@@ -1,8 +1,8 @@
-"""Writes down what the newest revision makes: `make freeze`. Afterwards the revision must not be changed any more.
+"""Record what the newest revision makes: `make freeze`. Afterwards the revision must not be changed any more.
 
-Two files a revision, in tests/schema/frozen/: REVISION.schema.txt is what the catalogs say of a new database, and
-REVISION.rows.txt are rows in every table, made by the code of the day. Tests compare with the first, and upgrade a
-database that holds the second.
+There are two files per revision in tests/schema/frozen/. REVISION.schema.txt describes a new database by its catalogs.
+REVISION.rows.txt has rows of every table, made by the code of that day. Tests compare with the first file, and upgrade
+a database that contains the second.
 """
 
 import argparse
@@ -32,27 +32,27 @@ def rows_file(revision: str, folder: Path = FROZEN) -> Path:
 
 
 def made_by(server_url: str, revision: str, versions: Sequence[Path] = VERSIONS) -> str:
-    """The description of a new database at this revision."""
-    with new_database(server_url) as url:  # never a copy: a revision may have been edited
+    """Return the description of a new database at this revision."""
+    with new_database(server_url) as url:  # never use a copy: a revision may have been edited
         migrate(url, versions=versions, to=revision)
         with connect(url) as connection:
             return describe(connection)
 
 
 def edits(server_url: str, revision: str, versions: Sequence[Path] = VERSIONS) -> str:
-    """What a frozen revision makes now, and did not when it was frozen, as a message; '' if it is as it was."""
+    """Return the differences between what a frozen revision makes now and made when it was frozen; '' if none."""
     changes = difference(schema_file(revision).read_text(), made_by(server_url, revision, versions))
     return changes and f"The frozen revision {revision} was edited. {HOW}\n{changes}"
 
 
 def freeze(server_url: str, folder: Path = FROZEN, *, again: bool = False) -> str:
-    """Writes the newest revision's two files; returns its id.
+    """Write the newest revision's two files; return its id.
 
     Args:
-        again: write over the files of a revision that no release has.
+        again: overwrite the files of a revision that no release contains.
 
     Raises:
-        SystemExit: it is frozen already, and `again` is not given.
+        SystemExit: the revision is already frozen, and `again` is not set.
     """
     revision = revisions()[-1]
     if schema_file(revision, folder).exists() and not again:

@@ -1,4 +1,4 @@
-"""Whether a database has what the models say, and the triggers and functions that no model can say."""
+"""Compare a database with the models, and with the triggers and functions that models cannot describe."""
 
 import functools
 import warnings
@@ -12,7 +12,7 @@ from app.schema import is_ours
 from tests.schema.catalogs import describe, difference, functions_of, triggers_of
 from tests.schema.databases import connect, new_database
 
-# Revisions define them. What they do now is in the newest tests/schema/frozen/*.schema.txt. A revision that adds,
+# Revisions define them; the newest tests/schema/frozen/*.schema.txt has their text. A revision that adds,
 # renames or drops one changes this list.
 TRIGGERS = {
     "audit_event.audit_event_append_only",
@@ -46,14 +46,14 @@ FUNCTIONS = {
 
 
 def differences(server_url: str, url: str, models: MetaData) -> list[str]:
-    """Everything in which a database differs from the models and the lists above.
+    """Return all differences between a database and the models and lists above.
 
-    Two comparisons, because they see different things: Alembic's says which operation is missing, and leaves out CHECK
-    constraints; the other reads in the catalogs what the models would make, down to the text of each constraint.
+    There are two comparisons, because they find different things. Alembic's says which operation is missing, but leaves
+    out CHECK constraints. The other compares catalogs with what the models would make, including constraints' texts.
     """
     wanted = _made_by(server_url, models)
     with connect(url) as connection, warnings.catch_warnings():
-        # SQLAlchemy trips over a constraint that is NOT VALID; the catalogs show it.
+        # SQLAlchemy fails on a constraint that is NOT VALID; the catalogs show it.
         warnings.filterwarnings("ignore", message="Can't validate argument 'dialect_options'")
         options = {"include_name": is_ours, "compare_server_default": True}
         said = [repr(each) for each in compare_metadata(MigrationContext.configure(connection, opts=options), models)]
@@ -67,7 +67,7 @@ def differences(server_url: str, url: str, models: MetaData) -> list[str]:
 
 @functools.cache
 def _made_by(server_url: str, models: MetaData) -> str:
-    """The description of what the models make in a new database."""
+    """Return the description of a new database made from the models."""
     with new_database(server_url) as url, connect(url) as connection:
         models.create_all(connection)
         return describe(connection, triggers=False)

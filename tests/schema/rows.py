@@ -1,4 +1,4 @@
-"""Rows in every table, by the code of the day; how they are kept in a file; and whether an upgrade has lost any."""
+"""Rows in every table, made by the current code; storing them in a file; and finding rows that an upgrade lost."""
 
 import json
 from collections.abc import Collection
@@ -28,7 +28,7 @@ from app.models import (
 from tests import factories
 from tests.app import world
 
-Rows = dict[str, list[dict[str, Any]]]  # by table; each as PostgreSQL's to_jsonb tells it
+Rows = dict[str, list[dict[str, Any]]]  # by table; each row as PostgreSQL's to_jsonb gives it
 
 KEY = """
     SELECT a.attname FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
@@ -41,10 +41,10 @@ IDENTITIES = """
 
 
 def make(session: Session, folder: Path) -> None:
-    """Adds a project with something in every table; commits.
+    """Add a project with rows in every table; commit.
 
     Raises:
-        AssertionError: a table has stayed empty. Add a row of it here.
+        AssertionError: a table is empty. Add a row for it here.
     """
     made = world.build(session, folder)
     project, labeler = made.project, made.labeler
@@ -88,7 +88,7 @@ def make(session: Session, folder: Path) -> None:
 
 
 def read(connection: Connection, tables: Collection[str]) -> Rows:
-    """All rows of these tables, in the order of their text."""
+    """Return all rows of these tables, in the order of their text."""
     return {
         table: list(connection.scalars(text(f"SELECT to_jsonb(t) FROM {table} AS t ORDER BY to_jsonb(t)::text")))
         for table in sorted(tables)
@@ -96,7 +96,7 @@ def read(connection: Connection, tables: Collection[str]) -> Rows:
 
 
 def write(connection: Connection, rows: Rows) -> None:
-    """Puts the rows where they were, in any order: neither triggers nor foreign keys look at them."""
+    """Insert the rows in any order, without triggers and foreign keys."""
     connection.execute(text("SET session_replication_role = replica"))
     for table, those in rows.items():
         columns = ", ".join(f'"{name}"' for name in those[0])
@@ -115,7 +115,7 @@ def write(connection: Connection, rows: Rows) -> None:
 
 
 def to_lines(rows: Rows) -> str:
-    """One row a line, after its table's name."""
+    """Return one row per line, after its table's name."""
     lines = [f"{table} {json.dumps(row, sort_keys=True)}\n" for table, those in rows.items() for row in those]
     return "".join(lines)
 
@@ -129,10 +129,10 @@ def from_lines(lines: str) -> Rows:
 
 
 def lost(connection: Connection, before: Rows, changed: Collection[str] = ()) -> list[str]:
-    """What an upgrade has taken from rows that were there before: whole tables, rows, columns, or a column's value.
+    """Return what an upgrade has removed from existing rows: tables, rows, columns, or a column's value.
 
     Args:
-        changed: `table` or `table.column` of what a revision takes away or writes anew on purpose.
+        changed: `table` or `table.column` that a revision removes or rewrites on purpose.
     """
     said: list[str] = []
     for table, those in before.items():

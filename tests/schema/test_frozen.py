@@ -1,4 +1,4 @@
-"""What a released revision makes never changes, and the newest one makes what the models say."""
+"""Released revisions never make anything else, and the newest revision makes what the models describe."""
 
 import re
 import shutil

@@ -17,7 +17,7 @@ from tests.schema.catalogs import describe, difference
 from tests.schema.databases import connect, new_database
 from trainer.service.worker import Worker
 
-OLDER = "03.02"  # what version 3.2 brought is not there yet, nor anything after it
+OLDER = "03.02"  # without the changes of version 3.2 and later
 DEFER = "SELECT procrastinate_defer_job_v1('runs', 'run', 0, :lock, NULL, CAST(:args AS jsonb), NULL)"
 MIGRATE = "import sys; from app.schema import migrate; migrate(sys.argv[1])"
 

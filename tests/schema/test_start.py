@@ -1,4 +1,4 @@
-"""Whatever starts on a schema that is not this version's says what it is, and what there is to do."""
+"""Commands that find another version's schema say which schema it is and what to do."""
 
 import os
 import subprocess
@@ -39,15 +39,15 @@ def set_revision(url: str, revision: str) -> None:
 
 @pytest.fixture
 def migrated_database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A database with this version's schema, which the settings name."""
+    """A database with this version's schema; the settings refer to it."""
     with new_database(database_url, "head") as url:
         monkeypatch.setenv("DATABASE_URL", url)
         yield url
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of a command, run here."""
-    monkeypatch.setattr(os, "_exit", sys.exit)  # this process has more to do
+    """Run a command in this process and return its exit code."""
+    monkeypatch.setattr(os, "_exit", sys.exit)  # this process must continue
     monkeypatch.setattr("sys.argv", ["prefloop", *command.split()])
     with pytest.raises(SystemExit) as ended:
         worker.main() if command == "worker" else cli.main()
@@ -81,7 +81,7 @@ def test_an_older_schema_waits_for_a_backup(
     migrated_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     """Only `migrate` and `up` upgrade."""
-    # As in a version that has these revisions.
+    # The database is that of a version that has these revisions.
     monkeypatch.setattr("app.schema.require_schema.__kwdefaults__", {"versions": TRIAL})
     assert run(command, monkeypatch) == 1
     told = capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_what_was_upgraded_is_newer_for_the_version_before(database_url: str) ->
 def test_an_upgrade_gives_up_on_a_table_in_use_and_goes_on_later(database_url: str) -> None:
     with new_database(database_url, "head") as url:
         with psycopg.connect(url) as other:
-            other.execute("SELECT count(*) FROM comparison")  # as a long export holds it
+            other.execute("SELECT count(*) FROM comparison")  # a long export would hold this lock
             with pytest.raises(Unavailable) as refused:
                 migrate(url, versions=TRIAL, lock_seconds=0.2)
         assert "waited 0.2 seconds for a table that is in use" in refused.value.message
@@ -114,7 +114,7 @@ def test_an_upgrade_gives_up_on_a_table_in_use_and_goes_on_later(database_url: s
 
 
 def test_an_index_is_built_while_another_upgrade_waits_for_its_turn(database_url: str) -> None:
-    """Were it waiting in a statement, the index would wait for that statement, and the statement for the index."""
+    """If it waited in a statement, the index would wait for that statement, and the statement for the index."""
     waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'prefloop migrate, waiting')"
     locked = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database " \
         "WHERE datname = current_database() AND NOT granted)"  # fmt: skip

@@ -1,4 +1,4 @@
-"""A database with rows in every table comes up from every earlier revision, and loses nothing."""
+"""A database with rows in every table can be upgraded from every earlier revision, and loses nothing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from tests.schema.databases import connect, new_database
 from tests.schema.freeze import made_by, rows_file
 from tests.schema.models import differences
 
-# `table` or `table.column` of what a revision takes away or writes anew, on purpose.
+# `table` or `table.column` that a revision removes or rewrites on purpose.
 CHANGED: set[str] = set()
 
 
 @contextlib.contextmanager
 def filled(server_url: str, revision: str) -> Iterator[tuple[str, rows.Rows]]:
-    """A database as it was at a revision, with the rows of that day: its URL, and the rows."""
+    """Yield the URL of a database at a revision with the rows of that day, and these rows."""
     before = rows.from_lines(rows_file(revision).read_text())
     with new_database(server_url, revision) as url:
         with connect(url) as connection:
@@ -54,7 +54,7 @@ def test_a_trial_revision_comes_up_with_rows_and_agrees_with_its_models(database
 
 
 def trial_models() -> MetaData:
-    """The models as the trial's author would change them."""
+    """Return the models with the trial author's changes."""
     models = MetaData(naming_convention=Base.metadata.naming_convention)
     for table in Base.metadata.tables.values():
         table.to_metadata(models)
@@ -82,7 +82,7 @@ def trial_models() -> MetaData:
     ],
 )
 def test_a_broken_revision_is_found(database_url: str, tmp_path: Path, statement: str, told: str) -> None:
-    """By what differs from the models and lists, or by what the rows have lost."""
+    """The differences from the models and lists, or the lost rows, show it."""
     with filled(database_url, revisions()[-1]) as (url, before):
         migrate(url, versions=(*VERSIONS, broken(tmp_path, statement)))
         with connect(url) as connection:
@@ -91,7 +91,7 @@ def test_a_broken_revision_is_found(database_url: str, tmp_path: Path, statement
 
 
 def test_a_revision_that_fails_with_rows_leaves_the_database_as_it_was(database_url: str, tmp_path: Path) -> None:
-    """It works on an empty database. With rows it fails halfway, and what it did before that is undone."""
+    """It works on an empty database. With rows it fails halfway, and everything before that is undone."""
     statement = "DROP TRIGGER comparison_opened ON comparison; ALTER TABLE thumb ADD COLUMN colour text NOT NULL"
     versions = (*VERSIONS, broken(tmp_path, statement))
     made_by(database_url, "r9001", versions)
@@ -107,7 +107,7 @@ def test_a_revision_that_fails_with_rows_leaves_the_database_as_it_was(database_
 
 
 def broken(folder: Path, statement: str) -> Path:
-    """A folder with one revision that runs the statement."""
+    """Return a folder with one revision that runs the statement."""
     (folder / "r9001_broken.py").write_text(
         f"from alembic import op\nrevision = 'r9001'\ndown_revision = {revisions()[-1]!r}\n\n"
         f"def upgrade():\n    op.execute({statement!r})\n"

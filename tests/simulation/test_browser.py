@@ -1,4 +1,4 @@
-"""What the browser without a screen says of an answer that refuses, and what it finds in a form."""
+"""What the headless client reports about refused answers, and what it finds in a form."""
 
 import httpx
 import pytest

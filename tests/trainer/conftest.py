@@ -1,4 +1,4 @@
-"""Tiny real models: random weights, a byte-level tokenizer with a chat template, built once a session."""
+"""Tiny real models: random weights, and a byte-level tokenizer with a chat template, built once per session."""
 
 import os
 import random
@@ -35,9 +35,9 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token, `<|im_end|>` both EOS and padding: the awkward case, and the default model's.
+    """Return a tokenizer with one token per byte. `<|im_end|>` is EOS and padding, as in the default model.
 
-    One merge, because a GGUF file cannot hold a tokenizer without any.
+    It has one merge, because a GGUF file cannot contain a tokenizer without merges.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "qz"])}
@@ -56,7 +56,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(folder: Path, seed: int = 0) -> None:
-    """Saves a Llama of some two hundred thousand parameters with random weights."""
+    """Save a Llama with random weights and about two hundred thousand parameters."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -79,7 +79,7 @@ def build_model(folder: Path, seed: int = 0) -> None:
 
 
 def build_short_model(folder: Path, positions: int) -> None:
-    """Saves a GPT-2 that has the tiny model's tokens and so many positions: it cannot read more."""
+    """Save a GPT-2 with the tiny model's tokens that has only `positions` positions."""
     tokenizer = byte_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -106,7 +106,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny chat model of the same shape with other weights."""
+    """Folder of a tiny chat model with the same shape and other weights."""
     folder = tmp_path_factory.mktemp("other-tiny-model")
     build_model(folder, seed=1)
     return folder
@@ -114,7 +114,7 @@ def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def windowed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny chat model with the same tokens that sees eight of them at a time: no mask changes that."""
+    """Folder of a tiny chat model with the same tokens and a sliding window of eight tokens, which no mask changes."""
     folder, tokenizer = tmp_path_factory.mktemp("windowed-model"), byte_tokenizer()
     config = MistralConfig(
         vocab_size=len(tokenizer),
@@ -145,20 +145,20 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def user(text: str) -> tuple[dict[str, str], ...]:
-    """A conversation of one question."""
+    """Return a conversation of one question."""
     return ({"role": "user", "content": text},)
 
 
 def write_rows(path: Path, rows: Sequence[BaseModel]) -> Path:
-    """A file of the rows, a line each."""
+    """Write rows to a JSONL file and return its path."""
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
     return path
 
 
 def separable_pairs(count: int, heldout: int, seed: int = 0) -> list[PairRow]:
-    """A preference anyone can learn: the response that speaks of apples is better than the one that speaks of rocks.
+    """Return pairs that are easy to learn: the better response speaks of apples, the worse one of rocks.
 
-    Which side it is on, which digits surround it and how long it is vary at random.
+    The side, the digits around it and its length are random.
     """
     generator = random.Random(seed)
 
@@ -192,7 +192,7 @@ def separable_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_reward_model(folder: Path, backbone: ModelRef, seed: int = 0, heads: Sequence[str] = ("reward",)) -> Path:
-    """Saves a reward model with random heads, each with an offset of its own, 0.25 the first."""
+    """Save a reward model with random heads. Each head has another offset; the first is 0.25."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = new_reward_model(backbone, None, heads)

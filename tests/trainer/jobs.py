@@ -1,8 +1,8 @@
-"""One small job of every recipe that trains, run in a process of its own: to be killed, or to be shared by several.
+"""One small job for every recipe that trains, run in a separate process that tests kill or run several times.
 
-`python -m tests.trainer.jobs FOLDER OUT NAME...` runs several one after the other, each NAME a kind, or KIND/full for
-full weights, with a + behind it for checkpoints, all of which are kept. Process P writes what it made to OUT-P, and the
-losses it reported to OUT-P/losses.json, and to OUT-P/share.json which share of a model's weights it holds in training.
+`python -m tests.trainer.jobs FOLDER OUT NAME...` runs several jobs. NAME is a kind, or KIND/full for full weights.
+With a + at the end, the job writes checkpoints and keeps them all. Process P writes its outputs to OUT-P, the reported
+losses to OUT-P/losses.json, and its share of a model's weights during training to OUT-P/share.json.
 """
 
 import json
@@ -56,7 +56,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def prepare(folder: Path) -> None:
-    """Writes what all jobs read: a tiny model, a reward model that knows nothing, and files of rows."""
+    """Write the inputs of all jobs: a tiny model, an untrained reward model, and files of rows."""
     build_model(folder / "tiny")
     pairs = separable_pairs(36, 8)
     write_rows(folder / "snapshot.jsonl", pairs)
@@ -74,7 +74,7 @@ def prepare(folder: Path) -> None:
 
 
 def spec_of(kind: str, folder: Path) -> RunSpec:
-    """The job's specification; a few seconds of work, and more than one epoch or rollout."""
+    """Return the job's spec: it takes a few seconds and has more than one epoch or rollout."""
     tiny = ModelRef(base=str(folder / "tiny"))
     optimiser = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
     snapshot = str(folder / "snapshot.jsonl")
@@ -125,22 +125,22 @@ def spec_of(kind: str, folder: Path) -> RunSpec:
                 "reward_models": (str(folder / "reward"),),
                 "prompts": str(folder / "prompts.jsonl"),
                 "snapshot": snapshot,
-                "samples_per_prompt": 32,  # few answers of a model that knows nothing end by themselves
+                "samples_per_prompt": 32,  # few answers of an untrained model are finished
                 "max_new_tokens": 32,
                 "kl_budget": 0.05,
                 **common,
             }
             if kind == "best_of_n":
                 return BestOfNSpec(turns=2, best=4, **turns)
-            turns["kl_budget"] = 50  # never reached: the way back to the budget is the other's
+            turns["kl_budget"] = 50  # never reached: the other job tests shortened steps
             return OnPolicyDPOSpec(turns=1, human_learning_rate=1e-4, human_share=0.2, min_margin=0.01, **turns)
     raise ValueError(kind)
 
 
 def run(kind: str, folder: Path, out: Path, checkpoints: bool = False, keep: int | None = None) -> ConsoleReporter:
-    """Runs a job into the new folder `out`; with `checkpoints`, saves after every step and goes on from the last.
+    """Run a job into the new folder `out`; with `checkpoints`, save after every step and resume from the last one.
 
-    They are removed at the end, unless `keep` says how many stay.
+    Checkpoints are removed at the end, unless `keep` says how many stay.
     """
     torch.set_num_threads(1)
     spec, store, reporter = spec_of(kind, folder), ArtifactStore(folder / "store"), ConsoleReporter(stream=None)
@@ -157,7 +157,7 @@ def losses_of(kind: str, reporter: ConsoleReporter) -> list[float]:
 
 
 def run_all(folder: Path, out: Path, names: Sequence[str], checkpoints: Collection[str] = ()) -> dict[str, list[float]]:
-    """Runs jobs into `out`, those in `checkpoints` with all their checkpoints kept; the losses of each."""
+    """Run jobs into `out` and return the losses of each job; keep all checkpoints of jobs in `checkpoints`."""
     losses = {}
     for name in names:
         kind, _, weights = name.partition("/")
@@ -171,7 +171,7 @@ def folder_of(name: str) -> str:
 
 
 def share_held(folder: Path) -> float:
-    """Which share of a policy's weights this process holds while it is trained."""
+    """Return the share of a policy's weights that this process has in memory during training."""
     causal = load_causal_lm(ModelRef(base=str(folder / "tiny")), trainable=True)
     model = Training(Policy(causal), Optimiser(learning_rate=1e-3), 8, seed=0).model
     parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
@@ -187,5 +187,5 @@ if __name__ == "__main__":
     (mine / "share.json").write_text(json.dumps(share_held(Path(folder))))
     if torch.distributed.is_initialized():
         accelerator().wait_for_everyone()
-        torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that is ending
-    os._exit(0)  # and even then, once in many runs on a busy machine, while the interpreter is torn down
+        torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort a process that is ending
+    os._exit(0)  # in rare cases, they still abort it on a busy machine while the interpreter shuts down

@@ -1,6 +1,6 @@
-"""The formulas once more, as slow as they are plain: Python loops over Python floats (64 bits), one row at a time.
+"""A second implementation of the formulas, slow and simple: Python loops over Python floats (64 bits), row by row.
 
-Written from the papers, not from `trainer.algorithms`, and sharing nothing with it.
+It was written from the papers, not from `trainer.algorithms`, and shares no code with it.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 
 def log_prob(logits: Sequence[float], token: int, temperature: float = 1.0) -> float:
-    """log of softmax(logits / temperature) at a token."""
+    """Return the log of softmax(logits / temperature) at a token."""
     scaled = [z / temperature for z in logits]
     top = max(scaled)
     return scaled[token] - top - math.log(math.fsum(math.exp(z - top) for z in scaled))
@@ -47,7 +47,7 @@ def pair_loss(
     z: float = 0.0,
     weights: Sequence[float] = (1.0, 1.0),
 ) -> float:
-    """Loss of a pair whose completions have these summed log-probs and lengths, chosen first."""
+    """Return the loss of a pair from the summed log-probs and lengths of its completions, chosen first."""
     rho_c, rho_r = policy[0] - reference[0], policy[1] - reference[1]
     h = rho_c - rho_r
     a_c, a_r = (logp / max(n, 1) for logp, n in zip(policy, lengths, strict=True))
@@ -73,7 +73,7 @@ def pair_loss(
 
 
 def tie_probabilities(kind: str, d: float, parameter: float) -> tuple[float, float, float]:
-    """Of chosen, rejected, tie, as the papers write them: with worths exp(r), which overflow far out."""
+    """Return the probabilities of chosen, rejected and tie as in the papers, with worths exp(r), which can overflow."""
     chosen, rejected = math.exp(d), 1.0
     if kind == "rao_kupper":
         theta = math.exp(parameter)
@@ -91,7 +91,7 @@ def tie_probabilities(kind: str, d: float, parameter: float) -> tuple[float, flo
 def policy_loss(
     new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], advantages: Sequence[Sequence[float]], clip: float
 ) -> float:
-    """Of ragged rows of tokens."""
+    """Return the policy loss of ragged rows of tokens."""
     terms = []
     for new_row, old_row, advantage_row in zip(new, old, advantages, strict=True):
         for logp, old_logp, advantage in zip(new_row, old_row, advantage_row, strict=True):
@@ -103,7 +103,7 @@ def policy_loss(
 def value_loss(
     new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], returns: Sequence[Sequence[float]], clip: float
 ) -> float:
-    """Of ragged rows of tokens."""
+    """Return the value loss of ragged rows of tokens."""
     terms = []
     for new_row, old_row, return_row in zip(new, old, returns, strict=True):
         for value, old_value, target in zip(new_row, old_row, return_row, strict=True):
@@ -116,5 +116,5 @@ def value_loss(
 
 
 def slope(function: Callable[[float], float], x: float, step: float = 1e-5) -> float:
-    """Derivative by central differences: right to about nine digits here."""
+    """Return the derivative by central differences, which is accurate to about nine digits here."""
     return (function(x + step) - function(x - step)) / (2 * step)

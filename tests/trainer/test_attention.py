@@ -1,4 +1,4 @@
-"""Attention without padding: the same numbers as with it, and as each sequence read alone."""
+"""Attention without padding gives the same numbers as attention with padding, and as each sequence alone."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_other_architectures_share_or_stay_as_they_are(implementation: str) -> N
     config = GPT2Config(vocab_size=32, n_embd=24, n_layer=2, n_head=2, n_positions=64)
     config._attn_implementation = implementation
     policy = Policy(GPT2LMHeadModel(config).eval())
-    # Eager attention adds the mask to the scores: it takes none of True and False.
+    # Eager attention adds the mask to the scores, so it does not accept a boolean mask.
     assert policy.share == (implementation == "sdpa")
     assert policy.causal.config._attn_implementation == (RAGGED if implementation == "sdpa" else "eager")
     alone = [policy(pack([sequence], 0, share=False)).logps for sequence in SEQUENCES if sequence.completion]
@@ -72,7 +72,7 @@ def test_other_architectures_share_or_stay_as_they_are(implementation: str) -> N
 
 @pytest.mark.parametrize("failure", [AssertionError("a mask of two dimensions"), KeyError(4), AttributeError("mask")])
 def test_a_model_that_takes_no_such_mask_reads_every_sequence_alone(failure: Exception) -> None:
-    """Code that comes with a model checks in ways of its own."""
+    """A model's own code may check masks in its own way."""
 
     def check(_module: torch.nn.Module, _args: object, named: dict[str, object]) -> None:
         if named.get("attention_mask") is not None:

@@ -1,4 +1,4 @@
-"""Models that cannot be used are refused by name, with what to do, before any time is spent on them."""
+"""Models that cannot be used are refused early, with a reason and advice."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from trainer.reward.model import load_reward_model
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A tiny model of the test's own, to be damaged."""
+    """A tiny model that only this test uses, so that it can damage it."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
@@ -39,7 +39,7 @@ def weights_changed(file: Path, change: Callable[[dict[str, torch.Tensor]], None
 
 
 def assert_refused(folder: Path, message: str, advice: str) -> None:
-    """As a policy and as a reward model."""
+    """Assert that the folder is refused, as a policy and as a reward model."""
     for load in (lambda: load_causal_lm(ModelRef(base=str(folder))), lambda: load_reward_model(folder)):
         with pytest.raises(ModelUnavailable, match=message) as refused:
             load()
@@ -58,7 +58,7 @@ def test_unknown_models(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_all_there(model: Path) -> None:
-    """transformers makes the others up, at random."""
+    """transformers would fill them with random numbers."""
     weights_changed(model / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     weights_changed(model / "model.safetensors", lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(ModelUnavailable, match=r"lack the weights model\.layers\.1\.mlp\.up_proj\.weight and 1 more"):
@@ -66,7 +66,7 @@ def test_weights_that_are_not_all_there(model: Path) -> None:
 
 
 def test_a_model_that_reads_in_both_directions(tiny_model: Path, tmp_path: Path) -> None:
-    """It would see the answers it is to learn: a loss of nothing, and no language model."""
+    """It would see the answers that it should learn: the loss would be 0, and it would not be a language model."""
     config = BertConfig(
         vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
     )
@@ -166,7 +166,7 @@ def test_an_adapter_in_the_place_of_its_base(model: Path, tmp_path: Path) -> Non
 
 
 def test_an_adapter_that_is_no_change_of_layers(model: Path, tmp_path: Path) -> None:
-    """Its virtual tokens would be left out silently: only the model's own layers are run."""
+    """Its virtual tokens would be left out silently, because only the model's own layers are run."""
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     get_peft_model(LlamaForCausalLM.from_pretrained(model), config).save_pretrained(tmp_path / "prompt")
     adapter = ModelRef(base=str(model), adapter=str(tmp_path / "prompt"))
@@ -193,7 +193,7 @@ def other_shape(tiny_model: Path, folder: Path, vocabulary: int = 260, layers: i
 def test_an_adapter_of_other_weights(
     model: Path, other_tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same shapes: only the fingerprint tells. An adapter from elsewhere has none; it is taken, and said so."""
+    """The shapes are equal, so only the fingerprint differs. An adapter without a fingerprint is used with a note."""
     adapter = save_adapter(model, tmp_path / "adapter").adapter
     assert adapter is not None
     moved = model.rename(tmp_path / "renamed")
@@ -239,7 +239,7 @@ def test_models_that_do_not_share_a_vocabulary(model: Path, tiny_model: Path, tm
     with pytest.raises(ModelUnavailable, match=r"do not share a vocabulary \(260 and 300 tokens\)"):
         load_policy_and_reference(ModelRef(base=str(model)), ModelRef(base=str(wide)), Lora())
 
-    # As many tokens, but in another order.
+    # The number of tokens is equal, but their order differs.
     file = model / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     vocabulary = tokenizer["model"]["vocab"]

@@ -120,7 +120,7 @@ def test_tie_losses_are_finite_far_out_in_float32(kind: str) -> None:
         assert d.grad.isfinite().all()
         assert learned.grad is not None
         assert learned.grad.isfinite()
-        # The better by 80 is certain: only the two other outcomes cost anything, and the worst of them most.
+        # It is certain that the one with 80 more is better. So only the two other outcomes have a loss.
         certain = loss(d.detach(), (d > 0).float(), (d < 0).float(), (d == 0).float(), torch.tensor(0.5))
         assert certain[[0, 2]].abs().max() < 1e-6
 
@@ -133,7 +133,7 @@ def test_davidson_without_ties_is_bradley_terry() -> None:
 
 @pytest.mark.parametrize("kind", TIES)
 def test_the_learned_parameter_finds_the_share_of_ties(kind: str) -> None:
-    # Equal responses, two in five of them called ties: the likelihood is highest where P(tie | d = 0) is 0.4.
+    # The rewards are equal and 40% are ties: the likelihood is highest at P(tie | d = 0) = 0.4.
     probabilities, loss, _ = TIES[kind]
     raw = torch.zeros((), requires_grad=True)
     optimiser = torch.optim.Adam([raw], lr=0.1)

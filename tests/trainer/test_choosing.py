@@ -1,4 +1,4 @@
-"""Which answers are learned from: expected values are counted by hand."""
+"""The choice of answers to learn from; expected values are counted by hand."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_the_best_meet_the_worst_and_so_on_inwards() -> None:
 
 
 def test_pairs_that_are_too_close_are_left_out() -> None:
-    # Differences from outside inwards: 6, 3, 1.
+    # Differences, from the outermost pair to the innermost: 6, 3, 1.
     assert best_against_worst(SCORES, DONE, TEXTS, 10, 1.0) == [(5, 3), (1, 0)]
     assert best_against_worst(SCORES, DONE, TEXTS, 10, 3.0) == [(5, 3)]
     assert best_against_worst([1.0] * 6, DONE, TEXTS, 10, 0.0) == []

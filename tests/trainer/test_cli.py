@@ -26,7 +26,7 @@ from trainer.reward.model import load_reward_model
 
 
 def prefloop_trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit status of `python -m trainer.cli ARGUMENTS`."""
+    """Return the exit status of `python -m trainer.cli ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["trainer.cli", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -35,7 +35,7 @@ def prefloop_trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int
 
 @pytest.fixture
 def spec_file(tiny_model: Path, tmp_path: Path) -> Path:
-    """A reward run over a store at `tmp_path`, its snapshot given as a location."""
+    """The spec of a reward run in a store at `tmp_path`, with a location for its snapshot."""
     write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 4))
     spec = RewardSpec(
         trunk="trained",
@@ -111,7 +111,7 @@ def test_fetching_prints_the_location(
 
 @pytest.fixture
 def demonstrations(tiny_model: Path, tmp_path: Path) -> Path:
-    """The spec of a fine-tuning run of eight steps over a store at `tmp_path`."""
+    """The spec of a fine-tuning run of eight steps in a store at `tmp_path`."""
     rows = [
         DemonstrationRow(
             id=i, messages=user(f"Say {i}"), response=f"{i} apples" * (i % 3 + 1), split="heldout" if i < 4 else "train"
@@ -134,7 +134,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def full_disk_at(full: int) -> Callable[..., None]:
-    """`Checkpoints.save` on a disk that is full at one step."""
+    """Return a `Checkpoints.save` whose disk is full at one step."""
     save = Checkpoints.save
 
     def saved(self: Checkpoints, step: int, *rest: Any) -> None:
@@ -148,7 +148,7 @@ def full_disk_at(full: int) -> Callable[..., None]:
 def test_a_run_that_failed_goes_on_when_it_is_started_again(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up at the fifth checkpoint; with room again, the same command ends as if nothing had been."""
+    """The disk is full at the fifth checkpoint. With free space, the same command ends like an uninterrupted run."""
     arguments = ("--store", tmp_path, "--checkpoint-seconds", 0)
     assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "whole", *arguments) == 0
     assert not (tmp_path / "whole.checkpoints").exists()
@@ -170,7 +170,7 @@ def test_a_run_that_failed_goes_on_when_it_is_started_again(
 def test_a_run_whose_rows_or_model_were_replaced_begins_anew(
     demonstrations: Path, tiny_model: Path, other_tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Checkpoints of another spec, which is another folder, are not taken: test_resume."""
+    """Checkpoints of another spec are in another folder; test_resume.py tests that they are not used."""
     policy = tmp_path / "policy"
     spec = cli.read_spec(demonstrations, "sft").model_copy(update={"policy": ModelRef(base="policy")})
 
@@ -203,7 +203,7 @@ def test_a_run_whose_rows_or_model_were_replaced_begins_anew(
 def test_only_a_run_that_ended_well_waits_for_the_other_processes(
     spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """Leaving the group is a meeting: after an error the others may be waiting elsewhere, for this one."""
+    """Leaving the process group waits for the others. After an error, the others may be waiting for this process."""
     left: list[str] = []
     group = SimpleNamespace(is_initialized=lambda: True, destroy_process_group=lambda: left.append("left"))
     monkeypatch.setattr(cli, "distributed", group)
@@ -221,7 +221,7 @@ LAUNCHERS = {
 
 
 def launched(launcher: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`trainer.cli ARGUMENTS` in two processes."""
+    """Run `trainer.cli ARGUMENTS` in two processes."""
     return subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "trainer.cli", *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

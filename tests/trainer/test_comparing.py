@@ -1,4 +1,4 @@
-"""A policy beside the one before: differences by arithmetic, and the recipe against evaluations of each alone."""
+"""Comparison with the previous policy: differences by arithmetic, and the recipe against separate evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_differences_are_of_prompts_and_their_interval_is_students() -> None:
     scores, before_scores = rng.normal(0.5, 1, (10, 2)), rng.normal(0, 1, (10, 2))
     new = [said(prompt, "Yes.", 3) for prompt in range(10) for _ in range(2)]
     before = [said(prompt, "I'm sorry.", 5, finished=prompt > 0) for prompt in range(10) for _ in range(2)]
-    order = rng.permutation(20)  # as several processes bring them together
+    order = rng.permutation(20)  # an order as after gathering from several processes
     compared = compare(
         [new[i] for i in order],
         torch.tensor(scores.ravel()[order]),
@@ -50,13 +50,13 @@ def test_differences_are_of_prompts_and_their_interval_is_students() -> None:
     wins = (scores[:, :, None] > before_scores[:, None, :]).mean((1, 2))
     assert everything["eval_wins"] == pytest.approx(wins.mean())
     assert everything["eval_wins_low"] == pytest.approx(wins.mean() - 2.262157 * wins.std(ddof=1) / 10**0.5, abs=1e-3)
-    assert everything["eval_difference/length_at_reward"] == pytest.approx(-2)  # length owes nothing to reward
+    assert everything["eval_difference/length_at_reward"] == pytest.approx(-2)  # length does not depend on reward
     few = compare(new[:8], torch.tensor(scores.ravel()[:8]), before[:8], torch.tensor(before_scores.ravel()[:8]))
     assert "eval_difference/scores_low" not in few[""]  # four prompts
 
 
 def test_length_at_equal_reward_leaves_out_what_reward_explains() -> None:
-    """Within both policies each unit of reward has two tokens; the new policy has 3 rewards and 10 tokens more."""
+    """In both policies, a unit of reward comes with two tokens. The new one has 3 more rewards and 10 more tokens."""
     before_scores, scores = (torch.tensor([0.0, 1.0] * 8) + shift for shift in (0, 3))
     before = [said(i // 2, "Yes.", 5 + 2 * int(score)) for i, score in enumerate(before_scores)]
     new = [said(i // 2, "Yes.", 15 + 2 * (int(score) - 3)) for i, score in enumerate(scores)]
@@ -111,7 +111,7 @@ def test_both_answer_the_same_prompts_from_the_same_seeds(
         assert {(r.row.id, r.sample_index, r.seed) for r in responses} == {
             (i, k, sample_seed(5, "evaluate", i, k)) for i in range(6) for k in range(2)
         }
-    assert [c.text for c in stored] == [r.text for r in new]  # the policy's alone
+    assert [c.text for c in stored] == [r.text for r in new]  # only the policy's responses
     of_before, _ = evaluated(spec.model_copy(update={"policy": spec.before, "before": None}))
     of_new, _ = evaluated(spec.model_copy(update={"before": None}))
     assert both.metrics["eval_before/scores"] == of_before.metrics["eval_objective/scores"]

@@ -1,4 +1,4 @@
-"""Both critics: a head that knows nothing, and a reward model that goes on learning."""
+"""Both critics: a new value head, and a reward model that continues to learn."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_a_reward_critic_says_what_the_reward_model_says_of_every_beginning(
         for t in range(len(completion)):
             with torch.no_grad():
                 seen = classifier(torch.tensor([[*prompt, *completion[:t]]])).logits[0]
-            # The mean of the members, each less its offset; style is no member. A value is of the state before token t.
+            # The mean of the members, each minus its offset, without style. Values are of the state before token t.
             expected.append((seen[0] - 0.25 + seen[1] - 0.5) / 2)
     torch.testing.assert_close(values, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
@@ -61,7 +61,7 @@ def test_a_value_head_is_zero_and_learns_on_the_policys_trunk(tiny_ref: ModelRef
     module(pack(SEQUENCES, 0, module.share)).values.sum().backward()
     adapters = [p for name, p in causal.named_parameters() if "lora_B" in name]
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
-    # Everything that learns is in the one module that processes and checkpoints know.
+    # All trained parameters are in the one module that processes and checkpoints handle.
     assert len(trainable_parameters(module)) == len(trainable_parameters(causal)) + 2
 
 
@@ -85,7 +85,7 @@ def test_a_reward_model_with_other_tokens_cannot_be_the_critic(tiny_ref: ModelRe
 def test_what_learns_in_a_critic_is_held_in_fp32_whatever_is_computed(
     tiny_ref: ModelRef, reward_folder: Path, lora: Lora | None
 ) -> None:
-    """Small steps would be rounded away in bf16; what is frozen takes half the memory in it."""
+    """bf16 would round small steps away. Frozen weights take half the memory in bf16."""
     critic = RewardCritic(reward_folder, load_tokenizer(tiny_ref), lora, torch.bfloat16)
     assert {p.dtype for p in trainable_parameters(critic)} == {torch.float32}
     frozen = {p.dtype for p in critic.parameters() if not p.requires_grad}

@@ -1,4 +1,4 @@
-"""Members of a reward model: each trained without a fold of the prompts, judged by it, deployed together."""
+"""Members of a reward model: each trains without one fold of the prompts and is measured on it; all are deployed."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def pairs_of(ref: ModelRef, rows: list[PairRow]) -> list[Pair]:
 
 
 def with_prompts(rows: list[PairRow], prompts: int) -> list[PairRow]:
-    """The rows spread over so many prompts."""
+    """Spread the rows over this number of prompts."""
     return [row.model_copy(update={"messages": rows[i % prompts].messages}) for i, row in enumerate(rows)]
 
 
@@ -101,9 +101,9 @@ def test_members_take_turns_and_never_meet_their_fold(tiny_ref: ModelRef) -> Non
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RewardResult, list[PairRow]]:
-    """A reward model of four members on 60 noisy comparisons of 30 prompts, and 10 held out."""
+    """A reward model of four members on 60 noisy comparisons of 30 prompts, with 10 held-out comparisons."""
     rows = separable_pairs(70, 10)
-    # A tenth of the labels is wrong, so that members disagree and memory is told from insight.
+    # A tenth of the labels is wrong, so that members disagree and memorising differs from learning.
     rows = [
         row.model_copy(update={"p_b": 1 - row.p_b, "preference": -row.preference})
         if row.comparison_id % 10 == 0
@@ -138,7 +138,7 @@ def test_the_deployed_score_is_the_normalised_mean_of_members(
     heads = reward_heads([folder], 256)(asked)
     assert heads.shape == (5, 4)
     assert torch.equal(reward_models_scorer([folder], 256)(asked), heads.mean(-1))
-    # Members disagree by so much on held-out responses, whose scores have about standard deviation 1.
+    # This is how far members disagree on held-out responses, whose scores have a standard deviation of about 1.
     held = [s for pair in encoded.heldout for s in pair.sequences]
     with torch.no_grad():
         spread = model(pack(held, tokenizer.pad_token_id, share=True)).std(-1).mean()
@@ -148,7 +148,7 @@ def test_the_deployed_score_is_the_normalised_mean_of_members(
 def test_figures_and_views_are_of_the_member_that_never_saw_a_comparison(
     run: tuple[Path, RewardResult, list[PairRow]], tiny_ref: ModelRef
 ) -> None:
-    """Read from the stored members alone: each prompt's fold is drawn from the seed."""
+    """The expected values come only from the stored members: the seed determines each prompt's fold."""
     folder, result, rows = run
     report = json.loads((folder / "report.json").read_text())
     model, tokenizer = load_reward_model(folder)
@@ -196,7 +196,7 @@ def test_figures_and_views_are_of_the_member_that_never_saw_a_comparison(
 def test_labels_that_say_nothing_are_not_learned_by_heart_into_the_accuracy(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Winners drawn by lot: what was trained on is known by heart, and the cross-fitted accuracy is about one half."""
+    """Winners are random. The model memorises its training pairs, but the cross-fitted accuracy is about one half."""
     generator = torch.Generator().manual_seed(0)
     lots = torch.rand(80, generator=generator).tolist()
     rows = [
@@ -214,7 +214,7 @@ def test_labels_that_say_nothing_are_not_learned_by_heart_into_the_accuracy(
     report = json.loads((store.resolve("models/rm") / "report.json").read_text())
     # Within 3 standard errors of a share of 80.
     assert result.eval_accuracy == pytest.approx(0.5, abs=3 * 0.5 / 80**0.5)
-    # It gets worse by heart, epoch by epoch, on what was not seen: an early one is kept.
+    # Memorising makes unseen comparisons worse with every epoch, so an early epoch is kept.
     losses = [each["loss"] for each in report["epochs"]]
     assert len(losses) == 12
     assert losses[-1] > 1.2 * min(losses)

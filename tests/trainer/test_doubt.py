@@ -1,4 +1,4 @@
-"""What heads on a frozen trunk are unsure of: the posterior's variance with matrices written out, and what it costs."""
+"""The uncertainty of heads on a frozen trunk: the posterior's variance with explicit matrices, and its penalty."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from trainer.reward.doubt import WITHIN, doubt
 from trainer.reward.model import load_reward_model
 
 
-# Fewer and more features than comparisons; and so many of both that only the largest directions are looked for.
+# Fewer and more features than comparisons, and so many of both that only the largest directions are computed.
 @pytest.mark.parametrize(("comparisons", "features", "rank"), [(8, 3, 3), (8, 40, 40), (1030, 1040, 30)])
 def test_the_deviation_is_that_of_the_posterior_with_its_matrix_written_out(
     comparisons: int, features: int, rank: int
 ) -> None:
-    """x' H^-1 x with H = ridge + sum of p (1 - p) d d', inverted as it stands."""
+    """x' H^-1 x with H = ridge + sum of p (1 - p) d d', inverted explicitly."""
     generator = torch.Generator().manual_seed(3)
     responses = torch.randn(2 * comparisons, rank, generator=generator, dtype=torch.float64)
     if rank < features:
@@ -48,13 +48,13 @@ def test_only_what_lies_beyond_the_responses_that_were_read_costs_anything() -> 
     beyond = found.deviation(far) - found.limit
     assert bool((beyond > 0).all())
     torch.testing.assert_close(found.cost(far), 2 * beyond)
-    # Twice as far from the middle is twice as doubtful.
+    # Twice the distance from the centre means twice the uncertainty.
     middle = responses.mean(0)
     torch.testing.assert_close(found.deviation(middle + 2 * (far - middle)), 2 * found.deviation(far))
 
 
 def test_a_doubting_reward_model_scores_alike_wherever_it_is_loaded(tmp_path: Path, tiny_ref: ModelRef) -> None:
-    """Responses unlike the compared ones lose what the doubt says, on the scale of the rewards; the others nothing."""
+    """Responses unlike the compared ones lose the doubt's penalty, on the scale of the rewards; others lose nothing."""
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(40, 0))
     store, folders = ArtifactStore(tmp_path), {}
     for weight in (0.0, 5.0):

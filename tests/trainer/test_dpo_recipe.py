@@ -1,4 +1,4 @@
-"""The DPO family as a whole: expected values come from plain transformers in float64 and formulas written out here."""
+"""The DPO family as whole runs. Expected values come from plain transformers in float64 and formulas written here."""
 
 import itertools
 import math
@@ -23,11 +23,11 @@ from trainer.checkpoints import Checkpoints
 from trainer.recipes import dpo
 from trainer.reporting import ConsoleReporter, PolicyResult, TrainingDiverged
 
-# Every loss, with settings that are not its defaults.
+# Every loss, with settings that differ from its defaults.
 LOSSES: dict[str, dict[str, object]] = {
     "dpo": {},
     "cdpo": {"label_smoothing": 0.1},
-    "soft": {"soft_labels": True},  # of pairs that 95% are sure of
+    "soft": {"soft_labels": True},  # pairs on which labelers are 95% sure
     "soft_cdpo": {"soft_labels": True, "label_smoothing": 0.1},
     "robust": {"loss": "robust", "label_smoothing": 0.1},
     "ipo": {"loss": "ipo"},
@@ -112,7 +112,7 @@ def test_raises_the_margin_and_the_saved_policy_has_it_in_plain_transformers(
     assert reporter.last("eval_rewards/accuracies") > 0.9
     assert reporter.last("eval_rewards/accuracies", "domain=stone") > 0.9
 
-    # The result holds what was last said of training and held-out rows.
+    # The result has the last metrics of training and of held-out rows.
     assert result.metrics == {name: reporter.last(name) for name in names | {f"eval_{name}" for name in names}}
 
     chosen, rejected = heldout_pairs(tiny_ref.base, separable_pairs(160, 40))
@@ -130,7 +130,7 @@ def log_odds(logps: np.ndarray) -> np.ndarray:
     return logps - np.log(1 - np.exp(logps))
 
 
-# Of log-ratios x (2, N), chosen first, log-probs a token a (2, N), KTO's z, and log-ratios a token t (2, N).
+# Arguments: log-ratios x (2, N), chosen first; log-probs per token a (2, N); KTO's z; log-ratios per token t (2, N).
 FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.ndarray]] = {
     "dpo": lambda x, a, z, t: -np.log(sigmoid(0.1 * (x[0] - x[1]))),
     "cdpo": lambda x, a, z, t: (
@@ -139,7 +139,7 @@ FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.
     "soft": lambda x, a, z, t: (
         -0.95 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.05 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
     ),
-    # Labels flipped at 10%: 0.95 * 0.9 + 0.05 * 0.1 say that chosen is better.
+    # With 10% flipped labels, the probability that chosen is better is 0.95 * 0.9 + 0.05 * 0.1.
     "soft_cdpo": lambda x, a, z, t: (
         -0.86 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.14 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
     ),
@@ -171,7 +171,7 @@ def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
     logps = np.stack([policy(chosen), policy(rejected)])
     ratios = logps - np.stack([reference(chosen), reference(rejected)])
     lengths = np.array([[len(sequence.completion) for sequence in side] for side in (chosen, rejected)])
-    # KTO: every prompt with both answers to the next one, the last with those to the first.
+    # KTO: every prompt with both answers to the next prompt; the last prompt with the answers to the first one.
     strangers = [
         TokenSequence(prompt.prompt, answer.completion)
         for prompt, answers in zip(
@@ -216,7 +216,7 @@ def test_a_step_is_that_of_the_formula_with_every_rows_own_weight_and_label(
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     _, reporter = train(spec_of(tiny_ref, snapshot, **changes), store)
 
-    # Of each: its prompt, its responses with whether they were liked, its weight, how probably the first is better.
+    # For each row: its prompt, its responses and which were liked, its weight, the probability that the first wins.
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_ref.base), 512)
     examples = []
     for row in rows:
@@ -257,7 +257,7 @@ def test_a_step_is_that_of_the_formula_with_every_rows_own_weight_and_label(
 
 
 def test_a_ranking_counts_as_in_the_reward_model(tiny_ref: ModelRef) -> None:
-    """All 6 pairs of 4 answers count as 3 comparisons; a pair alone as 1; ties leave their part to nobody."""
+    """All 6 pairs of 4 answers count as 3 comparisons in total, and a single pair as 1. Ties pass no weight on."""
     rows = [
         PairRow(
             comparison_id=i, prompt_id=1, messages=user("?"), response_a=a, response_b=b, preference=1, p_b=p_b,
@@ -300,15 +300,15 @@ def test_thumbs_join_the_pairs_in_kto(tiny_ref: ModelRef, store: ArtifactStore, 
         "1 thumbs are longer than 128 tokens without their prompt: 900",
         "1 thumbs have weight 0: 901",
     ]
-    # Nearly all that speaks of apples and rocks here are thumbs: held-out pairs show that they taught it.
+    # Nearly all rows about apples and rocks are thumbs here, so held-out pairs show that the policy learned from them.
     assert reporter.last("eval_rewards/accuracies") > 0.9
-    # The first step is taken where policy and reference are one: every sigmoid is a half, whatever the kind and weight.
+    # At the first step, policy equals reference, so every sigmoid is one half, for any kind and weight.
     assert reporter.values("loss")[0] == pytest.approx(0.5, abs=1e-6)
     assert reporter.values("kl")[0] == pytest.approx(0, abs=1e-5)
 
 
 def test_two_thumbs_teach_what_their_pair_teaches(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """One step on all pairs, and on the same responses one by one, from where policy and reference are one (z = 0)."""
+    """One step on all pairs, and one on the same responses as thumbs, starting at the reference (z = 0)."""
     pairs = separable_pairs(24, 0)
     pairs = [
         row.model_copy(update={"p_b": 1.0, "preference": 3.0, "weight": 1 + row.comparison_id % 2}) for row in pairs
@@ -334,7 +334,7 @@ def test_two_thumbs_teach_what_their_pair_teaches(tiny_ref: ModelRef, store: Art
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (lambda row: row.liked, r"at least 20 responses that were liked and as many that were not; there are 30 and 0"),
+        (lambda row: row.liked, r"at least 20 liked and 20 disliked responses; there are 30 and 0"),
         (lambda row: row.id <= 24, r"there are 12 and 12"),
     ],
 )
@@ -352,7 +352,7 @@ def test_kto_on_one_prompt_is_refused(tiny_ref: ModelRef, store: ArtifactStore, 
         tmp_path / "snapshot.jsonl",
         [row.model_copy(update={"messages": user("One?")}) for row in separable_pairs(24, 0)],
     )
-    with pytest.raises(InvalidInput, match="all of these answer the same one"):
+    with pytest.raises(InvalidInput, match="all responses here answer the same prompt"):
         train(spec_of(tiny_ref, snapshot, loss="kto"), store)
 
 
@@ -375,7 +375,7 @@ def test_kto_learns_to_avoid_both_where_neither_is_any_good(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
     rows = sorted(separable_pairs(38, 8), key=lambda row: row.split, reverse=True)  # 30 to train on, then 8
-    # Most said both bad: as a tie; with one voice for B; too few said it; and a held-out one.
+    # Most labelers said both bad: as a tie; with one vote for B; too few of them; and on a held-out row.
     said = [(0, 1.0, 0.5), (1, 2 / 3, 0.625), (2, 0.5, 0.9), (30, 1.0, 0.5)]
     for i, both_bad, p_b in said:
         rows[i] = rows[i].model_copy(update={"both_bad": both_bad, "p_b": p_b, "preference": 3.0})
@@ -387,7 +387,7 @@ def test_kto_learns_to_avoid_both_where_neither_is_any_good(
         kinds[loss] = sorted(example.kinds for example in train_rows.examples)
         assert [example.kinds for example in heldout.examples] == [(dpo.CHOSEN, dpo.REJECTED)] * 7
     assert kinds["kto"] == [(dpo.CHOSEN, dpo.REJECTED)] * 28 + [(dpo.REJECTED,)] * 4
-    assert kinds["dpo"] == [(dpo.CHOSEN, dpo.REJECTED)] * 29  # one voice for B is a winner; a tie is none
+    assert kinds["dpo"] == [(dpo.CHOSEN, dpo.REJECTED)] * 29  # one vote for B makes a winner; a tie has none
 
 
 # ---- the same again --------------------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ class Killed(Exception):
 
 
 class KilledAfter(ConsoleReporter):
-    """Ends the run at that call, whichever it is (asking the reference, measuring, training); at 0 never."""
+    """Ends the run at the given call, in any phase (reference, measuring, training); 0 never ends it."""
 
     def __init__(self, calls: int) -> None:
         super().__init__(stream=None)
@@ -445,7 +445,7 @@ class KilledAfter(ConsoleReporter):
         self._count()
 
 
-# What differs between losses here: soft labels, a reference point and thumbs, no reference.
+# The losses differ here in soft labels, a reference point, thumbs, and having no reference.
 @pytest.mark.parametrize("name", ["soft_cdpo", "kto", "orpo"])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     name: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
@@ -458,7 +458,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     spec = spec_of(tiny_ref, snapshot, optimiser=settings, **changes)
     whole, _ = train(spec, store, "models/whole")
 
-    # A store of its own: no log-prob of the reference is known there.
+    # A new store, which contains no log-probs of the reference.
     other = ArtifactStore(tmp_path / "other")
     generator = random.Random(name)
 
@@ -519,7 +519,7 @@ def test_continues_an_adapter_against_an_earlier_policy(
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(32, 8))
     first, reporter = train(spec_of(tiny_ref, snapshot), store, "models/first")
     policy = ModelRef(base=tiny_ref.base, adapter="models/first")
-    # Against the base the second round starts where the first ended; against the first policy it starts at no margin.
+    # Against the base, the second round starts where the first ended. Against the first policy, it starts at no margin.
     against_base = spec_of(tiny_ref, snapshot, policy=policy)
     against_first = spec_of(tiny_ref, snapshot, policy=policy, reference=policy)
     _, base_reporter = train(against_base, store, "models/second")
@@ -582,7 +582,7 @@ def test_too_few_pairs_are_refused(tiny_ref: ModelRef, store: ArtifactStore, tmp
 def test_a_policy_that_the_last_step_broke_is_not_saved(
     heldout: int, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """No loss is computed after it: only what is measured tells."""
+    """No loss is computed after the last step, so only the measurements show it."""
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(20 + heldout, heldout))
     settings = Optimiser(learning_rate=1, batch_size=20, warmup_ratio=0).model_copy(update={"learning_rate": 1e25})
     with pytest.raises(TrainingDiverged, match="gives NaN or infinite log-probs"):

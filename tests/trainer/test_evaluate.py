@@ -50,7 +50,7 @@ def test_metrics_by_slice() -> None:
     assert everything["eval_objective/scores_std"] == pytest.approx((14 / 3) ** 0.5)
     assert everything["eval_objective/kl"] == pytest.approx((0.5 + 2 + 3) / 3)
     assert everything["eval_objective/kl_per_token"] == pytest.approx(5.5 / 12)
-    # k3 of 0.5; of 1, 0, 0, 1; of 0.5 six times
+    # k3 of 0.5; of 1, 0, 0, 1; and of 0.5 six times
     assert everything["eval_objective/kl_k3"] == pytest.approx((7 * (math.exp(-0.5) - 0.5) + 2 * math.exp(-1)) / 3)
     assert everything["eval_length"] == 4
     assert everything["eval_finished"] == pytest.approx(2 / 3)
@@ -76,7 +76,7 @@ def test_best_of_n_is_the_best_of_each_prompt_at_its_distance_from_the_reference
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_best_of_n_of_a_policy_that_is_not_the_reference_has_the_kl_of_its_distribution(n: int) -> None:
-    """Three answers with known probabilities and distinct scores: the best of n is distributed as P(max <= i) says."""
+    """Three answers with known probabilities and different scores: P(max <= i) gives the best answer's distribution."""
     policy, reference = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
     generator = np.random.default_rng(0)
     drawn = generator.choice(3, size=(20_000, n), p=policy)
@@ -85,7 +85,7 @@ def test_best_of_n_of_a_policy_that_is_not_the_reference_has_the_kl_of_its_distr
     best = np.diff(np.cumsum(policy) ** n, prepend=0)
     assert mean_score == pytest.approx(best @ [0, 1, 2], abs=0.01)
     exact = best @ np.log(best / reference)
-    # Answers can repeat, so the true divergence is below: by what ties take off KL(best || policy), and no more.
+    # Answers can repeat, so the true divergence is lower, but only by the effect of ties on KL(best || policy).
     ties = math.log(n) - (n - 1) / n - best @ np.log(best / policy)
     assert ties > 0
     assert bound == pytest.approx(exact + ties, abs=0.01)
@@ -106,12 +106,12 @@ def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
 def test_responses_longer_than_is_read_are_scored_by_their_ends_and_counted(
     reward_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # As many tokens as are read, with the end of the turn: one has to go, so that there is a prompt.
+    # It has as many tokens as the model reads, with the end of the turn. One has to go, so that a prompt fits.
     long, full = response("No. " * 40 + "Yes." * 40, 3), response("No!" + "Yes." * 15, 3)
     encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 64)
     assert len(encoder.completion(full.text)) == 64
     scores = reward_models_scorer([reward_folder], max_length=64)([long, full, response("Yes.", 3)])
-    assert "2 of 3 responses are longer than the 64 tokens" in caplog.text
+    assert "2 of 3 responses are longer than the reward model's 64 tokens" in caplog.text
     classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
     for item, score in zip((long, full), scores.tolist(), strict=False):
         ids = [encoder.prompt(item.row.messages)[-1], *encoder.completion(item.text)[-63:]]
@@ -137,7 +137,7 @@ def test_the_heads_of_all_reward_models_make_one_score(tiny_ref: ModelRef, tmp_p
         ids = torch.tensor([[*encoder.prompt(response.row.messages), *encoder.completion(response.text)]])
         with torch.no_grad():
             a, b = (classifier(ids).logits[0].tolist() for classifier in classifiers)
-        heads = np.array([a[0] - 0.25, a[1] - 0.5, b[0] - 0.25])  # style is not asked
+        heads = np.array([a[0] - 0.25, a[1] - 0.5, b[0] - 0.25])  # style is not used
         expected = {"mean": heads.mean(), "min": heads.min(), "mean_minus_variance": heads.mean() - 0.5 * heads.var()}
         assert score == pytest.approx(expected[combine], abs=1e-5)
 
@@ -156,7 +156,7 @@ def test_a_classifier_from_elsewhere_scores_by_its_only_label(reward_folder: Pat
 def test_the_recipe_measures_what_plain_transformers_says(
     tiny_ref: ModelRef, other_tiny_model: Path, reward_folder: Path, store: ArtifactStore, tmp_path: Path, bare: bool
 ) -> None:
-    """Of an adapter, beside another model or beside the bare one that it stands on."""
+    """The reference is an adapter, another model, or the bare base model of the adapter."""
     torch.manual_seed(0)
     adapted = load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)
     for name, parameter in adapted.named_parameters():
@@ -209,7 +209,7 @@ def test_the_recipe_measures_what_plain_transformers_says(
     assert result.metrics["eval_objective/kl_per_token"] == pytest.approx(total / count, rel=1e-4)
     assert {m.slice for m in reporter.recorded} == {"", "domain=a", "domain=b"}
 
-    # With its own reward model, and as its own reference.
+    # The reward model has the policy as its base, and the policy is its own reference.
     same = evaluate.train(
         spec.model_copy(update={"reference": spec.policy}), store, ConsoleReporter(stream=None), tmp_path
     )
@@ -229,7 +229,7 @@ def test_all_models_of_an_evaluation_run_in_the_precision_that_its_result_names(
     asked: str,
     used: str,
 ) -> None:
-    """On a CPU that is faster in bf16, too: its samples shall not depend on what else is in the batch."""
+    """Also on a CPU that is faster in bf16: samples must not depend on the rest of the batch."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "measure", lambda device, hidden_size: precision.Rates(1e9, 9e9))
     monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 0)
@@ -265,7 +265,7 @@ def test_all_models_of_an_evaluation_run_in_the_precision_that_its_result_names(
 def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampled(
     tiny_model: Path, tiny_ref: ModelRef, reward_folder: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """As many tokens, two of them exchanged: every log-prob would be a number, and none would mean anything."""
+    """It has the same number of tokens, but two are exchanged. All log-probs would be numbers without a meaning."""
     other = shutil.copytree(tiny_model, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -305,13 +305,13 @@ def test_a_score_that_is_no_number_is_named_and_not_averaged(
 
 
 def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the evaluation's own `max_length`: positions it never learned would score, too."""
+    """This holds for any `max_length` of the evaluation: the model would also score positions that it never learned."""
     long, ending = response("No. " * 40 + "Yes." * 40, 3), response("Yes." * 40, 3)
     config = json.loads((reward_folder / "config.json").read_text()) | {"max_position_embeddings": 64}
     (reward_folder / "config.json").write_text(json.dumps(config))
     scores = reward_models_scorer([reward_folder], max_length=512)([long, ending])
     assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
-    assert "2 of 2 responses are longer than the 64 tokens" in caplog.text
+    assert "2 of 2 responses are longer than the reward model's 64 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("short", ["max_length", "reference"])
@@ -343,7 +343,7 @@ def test_prompts_that_are_not_read_whole_are_named(
 def test_stored_responses_of_the_reference_are_the_yardstick(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Scored by their length: best-of-2 of "a" and "abc" is 3, and of the third prompt only one is stored."""
+    """Scores are lengths: best-of-2 of "a" and "abc" is 3. The third prompt has only one stored response."""
     prompts = write_rows(tmp_path / "prompts.jsonl", [PromptRow(id=i, messages=user("Hm")) for i in (1, 2, 3)])
     stored = {1: ("a", "abc"), 2: ("ab", "ab"), 3: ("abcdefgh",)}
     answers = write_rows(tmp_path / "answers.jsonl", [AnswersRow(prompt_id=i, texts=t) for i, t in stored.items()])

@@ -1,4 +1,4 @@
-"""Which prompt comes when; what is looked at before an update; that the update's pass sees the same."""
+"""The order of prompts, the figures before an update, and their equality with the update's forward pass."""
 
 import copy
 import math
@@ -81,7 +81,7 @@ def test_no_sample_of_a_prompt_is_drawn_twice_in_a_run(tiny_ref: ModelRef, k: in
     for number, size in enumerate(sizes):
         wanted = draw(ROWS, spec, 9 * number, size)
         assert sum(len(indices) for _, indices in wanted) == size
-        assert len({row.id for row, _ in wanted}) == len(wanted)  # each is read once
+        assert len({row.id for row, _ in wanted}) == len(wanted)  # each prompt is processed once
         drawn.update((row.id, index) for row, indices in wanted for index in indices)
     assert set(drawn.values()) == {1}
     counts = Counter(row_id for row_id, _ in drawn)
@@ -115,7 +115,7 @@ def test_pages_show_every_slice() -> None:
 
 
 class Bench:
-    """A learner with a rollout that has been looked at, before any update."""
+    """A learner with a rollout and its figures, before any update."""
 
     def __init__(self, spec: PPOSpec) -> None:
         seed_everything(0)
@@ -156,7 +156,7 @@ def test_log_probs_of_sampling_reference_and_update_agree(tiny_ref: ModelRef, te
         assert ROWS[int(rollout.rows[i])] == response.row
         assert rollout.scores[i] == len(response.text)
         assert rollout.finished[i] == response.sample.finished
-    # A new adapter is the identity, and a new critic says 0.
+    # A new adapter is the identity, and a new critic returns 0.
     torch.testing.assert_close(rollout.logps, rollout.reference_logps, atol=1e-5, rtol=1e-5)
     assert rollout.kl.abs().max() < 1e-4
     assert rollout.values.abs().max() == 0
@@ -177,7 +177,7 @@ def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
 
 
 def test_no_more_responses_are_sampled_at_once_than_was_asked_for(tiny_ref: ModelRef) -> None:
-    """Of few prompts a rollout has many responses each: together they may not fit into memory."""
+    """With few prompts, a rollout has many responses per prompt, which may not fit into memory together."""
     bench = Bench(spec_of(tiny_ref))
     rows: list[int] = []
     drawn = []
@@ -219,12 +219,12 @@ def test_the_first_ratio_is_one(tiny_ref: ModelRef) -> None:
     assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert first["policy/approxkl_avg"] < 1e-9
     assert first["policy/clipfrac_avg"] == 0
-    # Whitened advantages have mean 0, so the surrogate of ratio 1 is 0; values are 0, so theirs is R^2 / 2.
+    # Whitened advantages have mean 0, so the surrogate at ratio 1 is 0. Values are 0, so their loss is R^2 / 2.
     assert first["loss/policy_avg"] == pytest.approx(0, abs=1e-5)
     assert first["loss/value_avg"] == pytest.approx(float(advantages[mask].square().mean()) / 2, rel=1e-5)
     assert first["loss"] == pytest.approx(first["loss/policy_avg"] + 0.1 * first["loss/value_avg"])
     bench.training.step(first["loss"])
-    # ... and of the second update it is not.
+    # At the second update, the ratio differs from 1.
     second = bench.update(advantages, advantages)
     assert second["policy/approxkl_avg"] > 1e-7
     means = averaged([{**first, "lr": 0.5}, {**second, "lr": 0.25}])
@@ -295,7 +295,7 @@ def test_a_later_updates_loss_and_gradients_are_those_of_plain_autograd_in_float
 
 
 def test_advantages_are_whitened_within_their_minibatch(tiny_ref: ModelRef) -> None:
-    """Neither their scale, nor their mean, nor the advantages of other episodes change a step."""
+    """A step does not depend on their scale, their mean or the advantages of other episodes."""
     gradients = []
     for scale, shift, others in ((1.0, 0.0, 0.0), (7.0, 3.0, 50.0)):
         bench = Bench(spec_of(tiny_ref, vf_coef=0.0))
@@ -313,7 +313,7 @@ def test_advantages_are_whitened_within_their_minibatch(tiny_ref: ModelRef) -> N
 def test_how_a_minibatch_is_laid_out_changes_no_gradient(
     tiny_ref: ModelRef, rows: int, tokens: int, share: bool
 ) -> None:
-    """Also the test that padding changes nothing: one row alone has none, a row to itself has the most."""
+    """This also tests that padding has no effect: a single row has none, and a row per sequence has the most."""
     gradients = []
     for size, room, together in ((8, 10_000, True), (rows, tokens, share)):
         settings = Optimiser(learning_rate=1e-3, batch_size=8, microbatch_size=size, microbatch_tokens=room)

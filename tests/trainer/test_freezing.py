@@ -1,4 +1,4 @@
-"""A round's first stage in the worker: what it reads, how it ends, and that nothing half made is ever used."""
+"""A round's first stage in the worker: what it reads, how it ends, and that incomplete snapshots are never used."""
 
 import threading
 import tracemalloc
@@ -61,7 +61,7 @@ def begin(session: Session, runner: Runner, project: Project, algorithm: str = "
 
 
 def work(session: Session, runner: Runner, round_: Round) -> Run:
-    """The worker takes the round's waiting run."""
+    """Let the worker execute the round's waiting run."""
     run = last_run(session, round_)
     runner.execute(run.id)
     session.rollback()
@@ -87,7 +87,7 @@ def test_what_is_decided_when_the_worker_freezes_is_read(session: Session, runne
     assert (run.state, run.result and run.result["read"], round_.state) == ("succeeded", 23, "reward")
     assert last_run(session, round_).kind == "reward"
     assert late.id in {row.comparison_id for row in read(session, runner, round_)}
-    # And so it is not new to the next round, though it came after this one was started.
+    # And so it is not new to the next round, although it came after the start of this round.
     assert readiness.preview(session, project, config()).new_judgments == 0
     assert views.stages_of(round_, queries.runs_of(session, round_.id))[0].state == "succeeded"
 
@@ -134,7 +134,7 @@ def test_a_cancel_while_it_freezes_leaves_nothing(session: Session, runner: Runn
 def test_a_labeler_removed_while_it_freezes_is_in_no_snapshot(
     session: Session, runner: Runner, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was written is thrown away: the removal, which lists all snapshots with theirs, could not list it."""
+    """The written file is discarded, because the removal's list of affected snapshots cannot contain it."""
     eve = factories.user(session, "labeler")
     theirs = decided(session, project, factories.prompt(session, project), [eve.id], preferences=(2,))
     admin, theirs_id = factories.user(session, "admin"), theirs.id
@@ -267,7 +267,7 @@ def test_a_killed_worker_leaves_no_half_snapshot_and_the_next_one_goes_on(
     project: Project,
     run_worker: Callable[..., ForkServerProcess],
 ) -> None:
-    """The first worker is killed with SIGKILL while it writes: it waits there for a lock that the test holds."""
+    """The first worker is killed with SIGKILL while it writes. It waits for a lock that the test holds."""
     round_ = begin(session, runner, project)
     staging = runner.store.root / ".staging"
     with engine.connect() as holder:
@@ -299,7 +299,7 @@ def test_a_killed_worker_leaves_no_half_snapshot_and_the_next_one_goes_on(
 
 
 def test_a_snapshot_is_never_held_whole(session: Session, tmp_path: Path, project: Project) -> None:
-    """200 comparisons with 100 kB each: 20 MB are written, and far less is held at any time."""
+    """200 comparisons with 100 kB each: 20 MB are written, and much less is in memory at any time."""
     labeler = factories.user(session).id
     for n in range(200):
         decided(session, project, factories.prompt(session, project), [labeler], preferences=(1,), texts=(f"{n}", "b"))

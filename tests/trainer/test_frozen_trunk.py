@@ -1,4 +1,4 @@
-"""A reward model of heads on a frozen trunk: the fit, what the heads read, and one score wherever it is read."""
+"""A reward model with heads on a frozen trunk: the fit, the features, and the same score wherever it is computed."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def spec_of(model: ModelRef, snapshot: Path | str = "", **changes: object) -> Re
 
 
 def objective_of(model: ModelRef, features: int, members: int = 1, ties: str = "half") -> RewardObjective:
-    """The objective of heads that read so many features."""
+    """Return the objective of heads that read this number of features."""
     made = frozen_reward_model(model.base, members=members)
     for member in range(members):
         made.scores[member] = torch.nn.Linear(features, 1, bias=False)
@@ -43,7 +43,7 @@ def pairs_in_order(count: int) -> list[Element]:
 
 
 def targets_of(outcomes: Tensor) -> Targets:
-    """Targets (N, 3) of one head, every pair counting 1."""
+    """Return targets (N, 3) for one head; every pair has weight 1."""
     n = len(outcomes)
     return Targets(outcomes[:, None], torch.zeros(n, 1), torch.ones(n, 1), torch.ones(n, 1))
 
@@ -58,7 +58,7 @@ def train(spec: RewardSpec, store: ArtifactStore, out: Path) -> RewardResult:
 
 @pytest.mark.parametrize("features", [5, 400])  # fewer and more than there are responses
 def test_heads_are_at_the_minimum(tiny_ref: ModelRef, features: int) -> None:
-    """There the gradient is 0: ridge w = the sum over pairs of (p - sigmoid(d)) (x_chosen - x_rejected)."""
+    """The gradient is 0 there: ridge w = sum over pairs of (p - sigmoid(d)) (x_chosen - x_rejected)."""
     torch.manual_seed(0)
     x = torch.randn(60, features) * torch.rand(features) * 10 + 3
     p = torch.rand(30)
@@ -79,7 +79,7 @@ def test_no_member_learns_from_its_own_fold(tiny_ref: ModelRef) -> None:
     torch.manual_seed(0)
     x, outcomes = torch.randn(24, 6), torch.tensor([[1.0, 0.0, 0.0]] * 12)
     turned = outcomes.clone()
-    turned[:4] = torch.tensor([0.0, 1.0, 0.0])  # the first fold's
+    turned[:4] = torch.tensor([0.0, 1.0, 0.0])  # the first fold's rows
     folds, weights = Folds((0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), 3), []
     for said in (outcomes, turned):
         objective = objective_of(tiny_ref, 6, members=3)
@@ -90,7 +90,7 @@ def test_no_member_learns_from_its_own_fold(tiny_ref: ModelRef) -> None:
 
 
 def test_equal_responses_tie_as_often_as_people_said(tiny_ref: ModelRef) -> None:
-    """Without a difference Davidson's model says P(tie) = nu / (2 + nu): 40% at nu = 4 / 3."""
+    """If rewards are equal, Davidson's model says P(tie) = nu / (2 + nu): 40% at nu = 4 / 3."""
     spec = spec_of(tiny_ref, ties="davidson")
     objective = objective_of(tiny_ref, 3, ties="davidson")
     targets = targets_of(torch.tensor([[0.3, 0.3, 0.4]] * 10))
@@ -112,12 +112,12 @@ def test_of_very_many_comparisons_5000_are_fitted_to() -> None:
 
 
 def test_one_text_has_one_score_wherever_it_is_read(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """To PPO and evaluation, to sampling, read in one batch, and by the card's code on plain transformers."""
+    """PPO and evaluation, sampling, one batch, and the card's code on plain transformers give the same score."""
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 10))
     result = train(spec_of(tiny_ref, rows, doubt=5.0), store, tmp_path / "rm")
     assert (result.members, result.kept_epoch, result.train_pairs) == (3, 0, 50)
     assert result.eval_accuracy is not None
-    assert result.eval_accuracy > 0.9  # apples or rocks: the embeddings tell
+    assert result.eval_accuracy > 0.9  # the embeddings are enough to tell apples from rocks
 
     model, tokenizer = load_reward_model(tmp_path / "rm")
     encoder = ChatEncoder(tokenizer, 512)
@@ -141,7 +141,7 @@ def test_scores_have_mean_0_and_deviation_1_and_runs_repeat(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 0))
     for name in ("first", "second"):
-        train(spec_of(tiny_ref, rows, doubt=0.0), store, tmp_path / name)  # doubt lowers a few of them
+        train(spec_of(tiny_ref, rows, doubt=0.0), store, tmp_path / name)  # doubt would lower some scores
     first, second = ((tmp_path / name / "heads.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
     assert not list((tmp_path / "first").rglob("adapter*"))

@@ -17,7 +17,7 @@ def test_three_steps_by_hand() -> None:
 
 
 def test_value_past_the_end_is_zero_whatever_padding_holds() -> None:
-    # Row 0 ends after two tokens: what stands behind must not matter. gamma = lambda = 1: A_0 = r_0 + r_1 - V_0.
+    # Row 0 ends after two tokens; later values must have no effect. With gamma = lambda = 1: A_0 = r_0 + r_1 - V_0.
     valid = torch.tensor([[True, True, False], [True, True, True]])
     rewards = torch.tensor([[1.0, 2, 100], [1, 2, 3]])
     values = torch.tensor([[0.5, 0.25, 1e6], [0.5, 0.25, 0.125]])

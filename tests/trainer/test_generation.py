@@ -1,4 +1,4 @@
-"""Sampling: what it returns equals what plain transformers computes, and depends on neither batch, padding nor way."""
+"""Sampling gives what plain transformers computes, and does not depend on batch, padding or shortcuts."""
 
 import logging
 from collections import Counter
@@ -35,7 +35,7 @@ SHORT, MIDDLE, LONG = list(range(5, 9)), list(range(20, 30)), list(range(40, 70)
 SEEDS = [[11, 12, 13], [21, 22, 23], [31, 32, 33]]
 WAYS = [Ways(), Ways(refill=True), Ways(packed=True), Ways(refill=True, packed=True)]
 
-# Enough stop tokens that rows end all along: a tenth of the vocabulary.
+# Enough stop tokens (a tenth of the vocabulary) that rows end all the time.
 STOPS = frozenset(range(2, 260, 10))
 
 
@@ -52,7 +52,7 @@ def sampled(
     rows: int = 1000,
     ways: Ways = Ways(),
 ) -> list[list[Sample]]:
-    """The samples of each prompt; each prompt comes once."""
+    """Return the samples of each prompt; each prompt comes once."""
     done = [pair for batch in generate(model, prompts, seeds, sampling, EOS, rows, ways=ways) for pair in batch]
     assert sorted(number for number, _ in done) == list(range(len(prompts)))
     return [samples for _, samples in sorted(done, key=lambda pair: pair[0])]
@@ -60,7 +60,7 @@ def sampled(
 
 @torch.no_grad()
 def plain_logps(model: torch.nn.Module, prompt: list[int], tokens: list[int], temperature: float) -> torch.Tensor:
-    """By transformers alone: one unpadded forward pass without a cache."""
+    """Return log-probs from transformers alone: one forward pass without padding and without a cache."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0] / temperature
     return torch.log_softmax(logits, -1)[torch.arange(len(tokens)) + len(prompt) - 1, torch.tensor(tokens)]
 
@@ -80,15 +80,15 @@ def assert_plain(
 def test_log_probs_are_those_of_a_plain_forward_pass(
     model: torch.nn.Module, prompts: list[list[int]], temperature: float, ways: Ways
 ) -> None:
-    sampling = Sampling(100, temperature, STOPS)  # beyond one block of the cache
+    sampling = Sampling(100, temperature, STOPS)  # longer than one block of the cache
     samples = sampled(model, prompts, SEEDS, sampling, ways=ways)
     assert [len(of_prompt) for of_prompt in samples] == [3, 3, 3]
     assert_plain(model, prompts, samples, temperature)
     lengths = {len(sample.tokens) for of_prompt in samples for sample in of_prompt}
-    assert len(lengths) > 3  # rows ended at different times: the batch was compacted on the way
+    assert len(lengths) > 3  # rows ended at different times, so the batch was compacted
 
 
-# Long ones late and between short ones: the cache gets columns on its left, and loses them again.
+# Long prompts come late, between short ones: the cache gets more columns on its left, and loses them again.
 MANY = [SHORT, MIDDLE, SHORT[::-1], [9], LONG, MIDDLE[::-1], SHORT, [*LONG, *LONG], [8, 9], LONG[::-1], [7], MIDDLE] * 2
 MANY_SEEDS = [[100 * i + j for j in range(1 + i % 3)] for i in range(len(MANY))]
 
@@ -120,7 +120,7 @@ def test_a_batch_stays_full_while_prompts_wait(model: torch.nn.Module) -> None:
     steps = [batch for batch, length in shapes if length == 1]
     assert max(steps) == 16
     assert decoded / sum(steps) > 0.75
-    assert sum(batch for batch, length in shapes if length > 1) == 40  # each prompt was read once
+    assert sum(batch for batch, length in shapes if length > 1) == 40  # each prompt was processed once
 
 
 def test_the_cache_stays_as_wide_as_its_rows(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_the_cache_stays_as_wide_as_its_rows(model: torch.nn.Module, monkeypatch
     samples = sampled(model, prompts, seeds, Sampling(40, 1.0, STOPS), 4, Ways(refill=True))
     steps = sum(len(of_prompt[0].tokens) for of_prompt in samples) / 4
     widest = len(SHORT) + 40 + 2 * decoding.CACHE_BLOCK
-    assert steps > 1.4 * widest  # columns that a cache without an end on its left would hold
+    assert steps > 1.4 * widest  # a cache that never drops columns on its left would have this many
     assert max(rooms) <= widest
 
 
@@ -162,7 +162,7 @@ def test_a_sample_made_again_alone_equals_the_one_from_a_batch(model: torch.nn.M
 
 @pytest.fixture
 def adapted(tiny_model: Path) -> torch.nn.Module:
-    """A model in training, whose adapter does something."""
+    """A model in training mode whose adapter has an effect."""
     model = load_causal_lm(ModelRef(base=str(tiny_model)), Lora(rank=4), trainable=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -197,7 +197,7 @@ def test_weights_that_have_changed_are_packed_anew(adapted: torch.nn.Module) -> 
 
 def test_between_two_batches_the_model_is_as_it_was(model: torch.nn.Module) -> None:
     batches = generate(model, MANY, MANY_SEEDS, Sampling(9, 1.0, STOPS), EOS, 8, ways=Ways(refill=True, packed=True))
-    assert len(PackedLinears(model)) == 2 * 7 + 1  # two layers of seven matrices, and the vocabulary
+    assert len(PackedLinears(model)) == 2 * 7 + 1  # two layers with seven matrices each, and the vocabulary
     next(batches)
     assert not any("forward" in vars(module) for module in model.modules())
     assert torch.is_grad_enabled()
@@ -206,7 +206,7 @@ def test_between_two_batches_the_model_is_as_it_was(model: torch.nn.Module) -> N
 def test_weights_are_packed_where_memory_allows(
     model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most a quarter of what the container may use goes into copies; beyond its limit the kernel ends the worker."""
+    """Copies take at most a quarter of the container's memory limit; above the limit, the kernel kills the worker."""
     linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     size = sum(4 * weight.numel() for weight in linear)
     limit = tmp_path / "memory.max"
@@ -244,7 +244,7 @@ SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hid
 
 
 def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """So large that what a model has read shows in what it says."""
+    """Make the weights so large that the output depends clearly on the input."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -252,7 +252,7 @@ def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def test_sliding_windows_take_the_plain_way() -> None:
-    """Rows of a window's cache cannot be taken over: it forgets columns by their number, not by row."""
+    """Rows of a sliding-window cache cannot be reused: it drops columns by their number, not by row."""
     config = MistralConfig(
         vocab_size=260,
         hidden_size=32,
@@ -284,7 +284,7 @@ def test_another_architecture_takes_the_shortcuts() -> None:
 
 
 def test_a_model_with_recurrent_layers_is_sampled() -> None:
-    """The state of its convolutions is no cache of positions: rows of it can be dropped, but not taken over."""
+    """The state of its convolutions has no positions: its rows can be dropped, but not reused."""
     config = Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
     torch.manual_seed(0)
     model = with_large_weights(Lfm2ForCausalLM(config))
@@ -292,11 +292,11 @@ def test_a_model_with_recurrent_layers_is_sampled() -> None:
 
 
 def test_a_model_that_reads_padding_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its prompts are read one at a time, each with all its samples."""
+    """Its prompts are processed one at a time, each with all its samples."""
     torch.manual_seed(0)
     model = with_large_weights(Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])))
     trunk, forward = model.model, model.model.forward
-    # As if it took no mask.
+    # The model now behaves as if it ignored the mask.
     monkeypatch.setattr(trunk, "forward", lambda *args, **named: forward(*args, **named | {"attention_mask": None}))
     assert best_ways(model) == Ways(together=False)
     assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
@@ -304,7 +304,7 @@ def test_a_model_that_reads_padding_is_given_none(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_keeps_no_cache_is_refused(dtype: torch.dtype) -> None:
-    """Its states are handed on by another name: each token would be drawn as if it were the first."""
+    """It returns its states under another name, so each token would be drawn as if it were the first."""
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)
     model = with_large_weights(MambaForCausalLM(config)).to(dtype)
@@ -313,7 +313,7 @@ def test_a_model_that_keeps_no_cache_is_refused(dtype: torch.dtype) -> None:
 
 
 def test_rounding_of_large_logits_is_no_reason_to_refuse_a_model(tiny_model: Path) -> None:
-    """GPT-2's logits are about -100, where bf16 has half a nat between numbers: kernels round one way or another."""
+    """GPT-2's logits are about -100, where bf16 numbers are half a nat apart, so kernels round differently."""
     model = load_causal_lm(ModelRef(base=str(tiny_model)), dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
 
@@ -343,7 +343,7 @@ def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
         assert says in caplog.text
 
     def misplaced(self: decoding.RoomyLayer, rows: torch.Tensor, other: object, owners: torch.Tensor) -> None:
-        """Forgets to copy the prompt."""
+        """A faulty version that does not copy the prompt."""
 
     monkeypatch.setattr(decoding.RoomyLayer, "take_over", misplaced)
     assert best_ways(model) == Ways()
@@ -366,7 +366,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_model(
 
 
 def test_an_adapter_that_is_more_than_a_sum_is_not_merged(tiny_model: Path) -> None:
-    """DoRA also rescales the weight: a sum is right while it is new, when it is tried, wrong once it has learned."""
+    """DoRA also rescales the weight: a sum is right while the adapter is new, when it is tested, not after training."""
     config = LoraConfig(r=4, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM")
     model = get_peft_model(load_causal_lm(ModelRef(base=str(tiny_model))), config).eval()
     ways = best_ways(model)
@@ -467,4 +467,4 @@ def test_rows_that_ended_leave_a_batch_that_nobody_waits_for(model: torch.nn.Mod
     useful = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     assert sizes[1] <= 64
     assert sizes[-1] < 16
-    assert sum(sizes[1:]) < useful / 0.75  # never less than three quarters of the rows run
+    assert sum(sizes[1:]) < useful / 0.75  # at least three quarters of the rows run

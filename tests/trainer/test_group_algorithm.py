@@ -1,4 +1,4 @@
-"""Advantages, losses and gradients of RLOO and GRPO: TRL's trainers on the same numbers, and arithmetic."""
+"""Advantages, losses and gradients of RLOO and GRPO, against TRL's trainers and arithmetic."""
 
 import copy
 import warnings
@@ -96,7 +96,7 @@ def trl_trainer(kind: str, model: Path, folder: Path, **settings: Any) -> Any:
 
 
 class Numbers:
-    """Three groups of four answers of odd lengths, with the log-probs of a policy that sampled and of a reference."""
+    """Three groups of four answers of odd lengths, with log-probs under the sampling policy and a reference."""
 
     def __init__(self, model: Any) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -134,7 +134,7 @@ class Numbers:
         )
 
     def inputs(self) -> dict[str, Tensor]:
-        """As TRL's trainers take them: prompts padded on the left."""
+        """Return the input of TRL's trainers: prompts padded on the left."""
         width = max(len(prompt) for prompt in self.prompts)
         rows = [torch.cat([torch.full((width - len(prompt),), PAD), prompt]) for prompt in self.prompts]
         there = torch.tensor([[column >= width - len(prompt) for column in range(width)] for prompt in self.prompts])
@@ -167,7 +167,7 @@ class Numbers:
 def test_losses_and_gradients_are_trls(
     tiny_model: Path, tmp_path: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    if kind == "grpo":  # the leash as it was published has another gradient
+    if kind == "grpo":  # the KL penalty has another gradient as published
         theirs = theirs | {"use_bias_correction_kl": ours.get("normalisation") != "published"}
     trainer = trl_trainer(kind, tiny_model, tmp_path, **theirs)
     numbers = Numbers(trainer.model.eval())
@@ -181,7 +181,7 @@ def test_losses_and_gradients_are_trls(
 
 
 def accumulated(kind: str, model: Path, numbers: Numbers, **settings: Any) -> tuple[dict[str, float], Any]:
-    """What our learner says of the numbers, in several parts, and the model with its gradients."""
+    """Return our learner's metrics of the numbers, in several parts, and the model with its gradients."""
     ref = ModelRef(base=str(model))
     optimiser = Optimiser(learning_rate=1e-3, batch_size=12, microbatch_size=1, microbatch_tokens=20)
     spec = (GRPOSpec if kind == "grpo" else RLOOSpec)(
@@ -210,7 +210,7 @@ def assert_same_gradients(model: Any, expected: Any) -> None:
 
 
 def test_rloo_with_a_constant_is_reinforce_by_tokens_in_float64(tiny_model: Path) -> None:
-    """On the policy that sampled, its gradient is that of the published one but for the constant."""
+    """At the sampling policy, its gradient equals the published one up to a constant factor."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     numbers = Numbers(copy.deepcopy(model).float())
     terms = []
@@ -248,7 +248,7 @@ def test_what_goes_up_may_go_further_than_what_goes_down() -> None:
     logps = ratios.log().requires_grad_()
     ones = torch.ones(6, dtype=torch.float64)
     loss = group_loss(logps, ones * 0, logps.detach(), advantages, ones, torch.arange(6), 0.2, 0.28)
-    # Bounded at 1.28 where it would gain more, at 0.8 where it would; never where going on is a loss.
+    # The ratio is limited at 1.28 if more would be a gain, and at 0.8 if less would be; never if it would be a loss.
     assert loss.policy.item() == pytest.approx(-1.25 - 1.28 + 0.85 + 0.8 + 1.3 - 0.75)
     (gradient,) = torch.autograd.grad(loss.policy, logps)
     assert gradient.tolist() == pytest.approx([-1.25, 0, 0.85, 0, 1.3, -0.75])

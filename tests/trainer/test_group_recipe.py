@@ -1,4 +1,4 @@
-"""The recipe of RLOO and GRPO, whole, on a tiny model; what it shares with PPO is tested there."""
+"""The recipe of RLOO and GRPO as a whole, on a tiny model; test_ppo_recipe.py tests the code it shares with PPO."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,12 +34,12 @@ NAMES = {
 }  # fmt: skip
 
 
-# What monitors measure of texts; what reward models say of themselves needs reward models.
+# The monitors' figures that depend only on texts; the others need reward models.
 MONITORED = {f"monitor/{name}" for name in ("length", "finished", "variety", "alarms", *FIGURES)}
 
 
 def low_bytes(responses: Sequence[Response]) -> Tensor:
-    """The share of tokens in the lower half of the vocabulary, between 0 and 1: a random model has about 1/2."""
+    """Return the share of tokens in the lower half of the vocabulary; a random model has about 1/2."""
     return torch.tensor([sum(t < 130 for t in r.sample.tokens) / len(r.sample.tokens) for r in responses])
 
 
@@ -130,7 +130,7 @@ def test_metrics_have_the_fields_names_and_slices(
         assert at["objective/non_score_reward"] == pytest.approx(leash, abs=1e-5)
         unfinished = 1 - at["val/num_eos_tokens"] / 12
         assert at["objective/rlhf_reward"] == pytest.approx(at["objective/scores"] - unfinished + leash, abs=1e-5)
-    # Two minibatches of two groups and of one, twice, in each of two rollouts; the last but none of eight steps.
+    # Two minibatches (two groups and one group), twice, in each of two rollouts; the second to last of eight steps.
     assert result.metrics["lr"] == pytest.approx(1e-3 / 8)
 
 
@@ -154,7 +154,7 @@ def test_rewards_and_advantages_are_those_of_a_rollouts_groups(
         tiny_ref,
         prompts,
         reference=ModelRef(base=str(other_tiny_model)),
-        max_new_tokens=40,  # some end by themselves
+        max_new_tokens=40,  # some finish
         length_weight=0.3,
         missing_eos="replace",
         missing_eos_penalty=2.0,
@@ -206,7 +206,7 @@ def test_groups_of_equal_rewards_are_left_out_and_counted(
     result, reporter = train(spec, store, tmp_path / "same", lambda said: torch.full((len(said),), 1.7))
     assert reporter.values("frac_reward_zero_std") == [1]
     assert not trained_on
-    assert "lr" not in result.metrics  # nothing was updated, and the policy is saved
+    assert "lr" not in result.metrics  # there were no updates, and the policy is saved
     assert (tmp_path / "same" / "adapter_model.safetensors").exists()
 
 
@@ -252,25 +252,25 @@ def test_the_command_line_trains_against_a_reward_model(
 
 
 def test_every_kind_of_run_has_its_command_and_every_one_that_trains_its_recipe() -> None:
-    kinds = set(get_args(RunKind)) - {"freeze", "judge"}  # which need the database: they are the service's own
+    kinds = set(get_args(RunKind)) - {"freeze", "judge"}  # these need the database and run only in the service
     assert {command.name for command in cli.app.registered_commands} == kinds | {"fetch-model", "export-reward"}
     assert set(tasks.RECIPES) == kinds - {"sample", "evaluate"}
 
 
 def wordless(responses: Sequence[Response]) -> Tensor:
-    """A reward that is gamed by saying nothing at all: the share of characters that are no letter or digit."""
+    """A reward that empty answers maximise: the share of characters that are neither letters nor digits."""
     return torch.tensor([sum(not c.isalnum() for c in r.text) / max(len(r.text), 1) for r in responses])
 
 
 @pytest.fixture
 def many_prompts(tmp_path: Path) -> Path:
-    """More of them: of few prompts no monitor is sure of anything."""
+    """More prompts, because no monitor raises an alarm with few prompts."""
     rows = [PromptRow(id=i, messages=user("Hm" * (1 + i)), slices={}) for i in range(16)]
     return write_rows(tmp_path / "prompts.jsonl", rows)
 
 
 def emptying(ref: ModelRef, prompts: Path, **changes: Any) -> RLOOSpec | GRPOSpec:
-    """A run whose answers soon have no letters."""
+    """Return a run whose answers soon contain no letters."""
     optimiser = Optimiser(learning_rate=4e-3, epochs=2, batch_size=32, microbatch_size=32, warmup_ratio=0.0)
     settings = {"episodes": 64 * 8, "rollout_size": 64, "kl_coef": 0.0, "kl_target": None, "lora": None}
     free = {"missing_eos_penalty": None, "optimiser": optimiser, "evaluate_every": 100}
@@ -278,7 +278,7 @@ def emptying(ref: ModelRef, prompts: Path, **changes: Any) -> RLOOSpec | GRPOSpe
 
 
 class Interrupted(ConsoleReporter):
-    """Ends the run when it reports a step."""
+    """Ends the run when it reports a given step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(stream=None)
@@ -304,7 +304,7 @@ def test_a_monitor_stops_a_run_which_keeps_the_last_policy_without_a_sign_also_a
     stopped, reporter = train(spec, store, tmp_path / "stopped", wordless)
     assert {each["step"] for each in stopped.alarms} == {first}
     assert max(metric.step for metric in reporter.recorded) == first
-    good = first - 2  # a sign at the step before the alarm was the first
+    good = first - 2  # the step before the alarm had the first sign
     assert f"the policy of step {good}, the last one without a sign" in " ".join(stopped.notes)
     assert stopped.metrics["monitor/empty"] == reporter.values("monitor/empty")[good - 1]
 

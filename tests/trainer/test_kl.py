@@ -44,7 +44,7 @@ def test_adaptive_controller_follows_ziegler() -> None:
 
 @pytest.mark.parametrize("episodes", [1000, 1001, 5000, 50_000])
 def test_a_rollout_beyond_the_horizon_never_turns_the_leash_around(episodes: int) -> None:
-    # 1 - 0.2 * 5000 / 1000 would be 0, and beyond that KL would be paid for.
+    # 1 - 0.2 * 5000 / 1000 would be 0; with more episodes, beta would be negative and reward KL.
     assert KLController(beta=0.2, target=6.0, horizon=1000).step(0.0, episodes).beta == pytest.approx(0.2 * 0.8)
 
 

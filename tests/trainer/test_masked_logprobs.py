@@ -48,7 +48,7 @@ def test_what_floats_leave_between_equal_values_is_no_spread(scale: float) -> No
     values = scale + 1e-6 * (1 + abs(scale)) * noise
     assert masked_whiten(values, mask).abs().max() < 1e-5 * (1 + abs(scale))
     torch.testing.assert_close(masked_whiten(values, mask, shift_mean=False), values)
-    # Whatever is more than that is: a thousandth of the values, for instance.
+    # A larger spread counts, for instance a thousandth of the values.
     assert masked_var(masked_whiten(scale + 1e-3 * (1 + abs(scale)) * noise, mask), mask).item() == pytest.approx(
         1, abs=0.02
     )
@@ -89,7 +89,7 @@ N, H, V = 13, 6, 37
 
 
 def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states (N, H), a head (V, H), tokens (N,), and what comes from above (N,)."""
+    """Return hidden states (N, H), a head (V, H), tokens (N,), and the incoming gradients (N,)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype)
@@ -154,7 +154,7 @@ def test_projected_logps_in_bfloat16_have_float32_digits() -> None:
     hidden.requires_grad_()
     ours = projected_logps(hidden, weight, tokens, chunk=4)
     ours.logps.backward(above)
-    logits = (hidden.detach() @ weight.T).float()  # what a head in bfloat16 gives
+    logits = (hidden.detach() @ weight.T).float()  # the logits of a head in bfloat16
     assert ours.logps.dtype == torch.float32
     torch.testing.assert_close(ours.logps.detach(), token_logps(logits, tokens))
     exact = hidden.detach().double().requires_grad_()

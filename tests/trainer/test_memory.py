@@ -14,7 +14,7 @@ from trainer.speed.memory import PeakMemory, is_out_of_memory
 
 MIB = 2**20
 
-# In a process of its own: what is set holds until the process ends.
+# Run in a separate process, because the settings last until a process ends.
 SCRIPT = """
 import json, os
 from trainer.speed.memory import give_back_memory, keep_freed_memory
@@ -56,7 +56,7 @@ def test_freed_memory_is_kept_used_again_and_given_back_when_told() -> None:
 
 
 def test_a_machine_without_memory_is_told_from_other_errors() -> None:
-    """torch has an error of its own for accelerators only. It is no fault of the model that is being loaded."""
+    """torch has a special error only for accelerators. The model that is being loaded is not the cause."""
     with pytest.raises(RuntimeError) as refused, loading("models/large"):
         torch.empty(2**55)
     assert is_out_of_memory(refused.value)
@@ -66,7 +66,7 @@ def test_a_machine_without_memory_is_told_from_other_errors() -> None:
 
 
 def held(size: int) -> None:
-    """Holds memory for a moment, and gives it back: by a mapping, which no allocator keeps."""
+    """Use memory for a moment and release it, with a mapping that no allocator keeps."""
     with mmap.mmap(-1, size) as block:
         for page in range(0, size, mmap.PAGESIZE):
             block[page] = 1
@@ -80,7 +80,7 @@ def test_peak_memory_is_that_since_the_run_began() -> None:
     assert start + 190 * MIB < before.peak() < start + 260 * MIB
     after = PeakMemory()
     assert after.peak() < start + 100 * MIB
-    assert before.peak() > start + 190 * MIB  # what it has seen stays
+    assert before.peak() > start + 190 * MIB  # the peak so far stays
     assert before.notes == after.notes == ()
 
 

@@ -52,7 +52,7 @@ def packed_of(ref: ModelRef) -> Packed:
 
 
 def perturb(model: torch.nn.Module, seed: int = 0) -> None:
-    """Moves trainable parameters to where training might have taken them."""
+    """Change trainable parameters, as training might."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainable_parameters(model):
@@ -68,7 +68,7 @@ def logps_of(model: object, ref: ModelRef) -> torch.Tensor:
 
 
 def test_completion_logps_equal_the_models_own_loss(tiny_ref: ModelRef) -> None:
-    """Independent reference: transformers' cross-entropy over labels, one unpadded sequence at a time."""
+    """The reference is transformers' own cross-entropy over labels, one sequence at a time without padding."""
     model = load_causal_lm(tiny_ref)
     ours = packed_of(tiny_ref).per_sequence(logps_of(model, tiny_ref))
     for mine, (prompt, completion) in zip(ours, sequences(load_tokenizer(tiny_ref)), strict=True):
@@ -126,7 +126,7 @@ def test_the_reference_is_the_base_while_the_adapter_trains(tiny_ref: ModelRef) 
 
 @pytest.fixture
 def adapter(tiny_ref: ModelRef, tmp_path: Path) -> ModelRef:
-    """A policy that carries a trained adapter."""
+    """A policy with a trained adapter."""
     model = load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)
     perturb(model)
     save_policy(model, load_tokenizer(tiny_ref), tmp_path / "policy")
@@ -166,7 +166,7 @@ def test_full_weights_train_from_the_merged_adapter(tiny_ref: ModelRef, adapter:
 def test_a_saved_adapter_is_found_wherever_its_base_has_gone(
     store: ArtifactStore, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole store moves; what the adapter says of its base is a location in it, and no path of any machine."""
+    """The whole store moves. The adapter names its base by a location in the store, not by a path of this machine."""
     shutil.copytree(tiny_model, store.root / "models/base")
     location = ModelRef(base="models/base", adapter="models/run-1")
     model = load_causal_lm(resolve(store, ModelRef(base=location.base)), Lora(rank=4), trainable=True)
@@ -188,7 +188,7 @@ def test_a_saved_adapter_is_found_wherever_its_base_has_gone(
 
 
 def test_a_response_ends_by_whatever_the_model_says_it_ends_by(tiny_model: Path, tmp_path: Path) -> None:
-    """Llama 3 ends by any of three tokens, of which its template and its tokenizer name one."""
+    """Llama 3 ends with any of three tokens, of which its template and its tokenizer name only one."""
     shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((tmp_path / "model/generation_config.json").read_text())
     (tmp_path / "model/generation_config.json").write_text(
@@ -239,7 +239,7 @@ def test_an_adapter_goes_on_at_the_rank_and_alpha_that_are_asked_for(
     model = load_causal_lm(adapter, lora, trainable=True)
     torch.testing.assert_close(logps_of(model, tiny_ref), expected, atol=1e-5, rtol=1e-5)
     completion_outputs(model, packed_of(tiny_ref)).logps.sum().backward()
-    # The new ranks learn too: the columns of B have gradients, which those of A get once these are not 0.
+    # The new ranks learn too: the columns of B have gradients, and those of A get gradients once B is not 0.
     assert all(p.grad.norm(dim=0).min() > 0 for name, p in model.named_parameters() if "lora_B" in name)
     save_policy(model, load_tokenizer(tiny_ref), tmp_path / "wider")
     config = PeftConfig.from_pretrained(tmp_path / "wider")
@@ -259,7 +259,7 @@ def test_an_adapter_that_would_lose_by_it_does_not_change_its_rank(tiny_ref: Mod
 
 
 def test_adapters_of_experts_come_back(tiny_model: Path, tmp_path: Path) -> None:
-    """Their weights have three dimensions and names of their own; one adapter stands in another."""
+    """Their weights have three dimensions and special names, and one adapter is nested in another."""
     config = MixtralConfig(
         vocab_size=260,
         hidden_size=16,
@@ -308,7 +308,7 @@ def test_locations_resolve_in_the_store_and_names_stay_names(store: ArtifactStor
 def test_what_is_neither_in_the_store_nor_a_name_of_the_hub_reaches_no_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Libraries also read addresses, and folders that lie where a service happens to run."""
+    """Libraries would also read URLs, and folders that happen to be in the service's working folder."""
     (tmp_path / "beside" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     confined = ArtifactStore(tmp_path / "store", [])
@@ -350,7 +350,7 @@ def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (ViTConfig(), r"\(vit\) is no language model"),
+        (ViTConfig(), r"\(vit\) is not a language model"),
         (
             MusicgenConfig(text_encoder=T5Config(), audio_encoder=EncodecConfig(), decoder=MusicgenDecoderConfig()),
             "cannot be loaded: Multiple valid text configs",
@@ -401,7 +401,7 @@ def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, 
 
 
 def test_the_plain_template_begins_as_the_tokenizer_begins_a_text(tiny_model: Path, tmp_path: Path) -> None:
-    """Gemma without its first token predicts next to nothing; two of them would be as strange to it."""
+    """Gemma predicts almost nothing without its first token, and two of them would confuse it as well."""
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -441,7 +441,7 @@ def test_an_adapter_brings_the_template_it_was_trained_with(
 def test_an_adapter_whose_tokenizer_has_no_template_speaks_by_its_bases(
     tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path
 ) -> None:
-    """Most training programs save the tokenizer beside the adapter, some of them without its template."""
+    """Most training programs save the tokenizer with the adapter, and some save it without its template."""
     assert adapter.adapter is not None
     (Path(adapter.adapter) / "chat_template.jinja").unlink()
     assert AutoTokenizer.from_pretrained(adapter.adapter).chat_template is None
@@ -450,7 +450,7 @@ def test_an_adapter_whose_tokenizer_has_no_template_speaks_by_its_bases(
     assert completed.chat_template == load_tokenizer(tiny_ref).chat_template
     assert notes_on(completed) == ()
 
-    # The base has none either, or no tokenizer at all.
+    # The base has no template either, or no tokenizer at all.
     for missing in ("chat_template.jinja", "tokenizer.json"):
         bare = tmp_path / f"without-{missing}"
         shutil.copytree(tiny_ref.base, bare)

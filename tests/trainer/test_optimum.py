@@ -1,4 +1,4 @@
-"""PPO, RLOO and GRPO where the optimum is known: answers of one token, whose reward is a table.
+"""PPO, RLOO and GRPO on a problem with a known optimum: answers of one token, with a table of rewards.
 
 Maximising E[r] - beta KL(pi || pi_ref) over all policies gives pi*(y) = pi_ref(y) exp(r(y) / beta) / Z.
 """
@@ -27,7 +27,7 @@ REWARDS = torch.tensor([-0.25, -0.75, 0, 1, -1, 0.75, -0.5, 0.5, 0.25])  # of th
 
 
 class Toy(NamedTuple):
-    """A policy over nine tokens, and what it says to four prompts: log-probs (4, 9) in float64."""
+    """A policy over nine tokens, and its log-probs (4, 9) after four prompts, in float64."""
 
     folder: Path
     logps: Tensor
@@ -39,7 +39,7 @@ class Toy(NamedTuple):
         method: type[PPOSpec] | type[RLOOSpec] | type[GRPOSpec] = PPOSpec,
         **changes: Any,
     ) -> tuple[Tensor, ConsoleReporter]:
-        """Log-probs (4, 9) after training, and what was reported."""
+        """Return log-probs (4, 9) after training, and the reported metrics."""
         ref = ModelRef(base=str(self.folder))
         settings = Optimiser(learning_rate=3e-3, epochs=4, batch_size=64, microbatch_size=64, warmup_ratio=0.0)
         spec = method(
@@ -54,7 +54,7 @@ class Toy(NamedTuple):
             samples_per_prompt=16,
             max_new_tokens=1,
             max_length=16,
-            missing_eos_penalty=None,  # one token is all there is
+            missing_eos_penalty=None,  # answers have only one token
             evaluate_every=50,
             **changes,
         )
@@ -70,7 +70,7 @@ def table(responses: Sequence[Response]) -> Tensor:
 
 
 def logps_of(folder: Path) -> Tensor:
-    """By plain transformers."""
+    """Compute them with plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([[1 + LETTERS.index(letter) for letter in prompt] for prompt in PROMPTS])
     with torch.no_grad():
@@ -78,7 +78,7 @@ def logps_of(folder: Path) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) (4,) of log-probs (4, 9) each."""
+    """Return KL(p || q) (4,) for log-probs (4, 9)."""
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -99,7 +99,7 @@ def toy(tmp_path: Path) -> Toy:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=16,
-        initializer_range=0.3,  # the reference prefers some tokens to others
+        initializer_range=0.3,  # so that the reference prefers some tokens
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -135,10 +135,10 @@ def test_a_fixed_leash_leads_to_the_optimum(
 ) -> None:
     policy, reporter = toy.trained(store, tmp_path / "policy", method, kl_coef=0.5, kl_target=None, **settings)
     best = optimum(toy.logps, 0.5)
-    assert kl(toy.logps, best).mean() > 0.5  # far away at first
+    assert kl(toy.logps, best).mean() > 0.5  # the policy starts far from the optimum
     assert kl(policy, best).max() < 0.02
     assert set(reporter.values("objective/kl_coef")) == {0.5}
-    # What the run says is what is so: KL to the reference, in nats a sequence of one token.
+    # The reported KL to the reference is right, in nats per sequence of one token.
     sampled = reporter.values("objective/kl")[-15:]
     assert sum(sampled) / 15 == pytest.approx(float(kl(best, toy.logps).mean()), abs=0.1)
     assert reporter.values("objective/kl") == pytest.approx(reporter.values("objective/kl_per_token"))
@@ -151,7 +151,7 @@ def test_the_controller_holds_its_target_at_the_optimum_for_its_beta(
 ) -> None:
     target = 0.3
     policy, reporter = toy.trained(store, tmp_path / "policy", kl_coef=0.5, kl_target=target, kl_horizon=256)
-    # The beta whose optimum is that far from the reference, by bisection.
+    # Find the beta whose optimum has this KL by bisection.
     low, high = 0.1, 10.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -161,6 +161,6 @@ def test_the_controller_holds_its_target_at_the_optimum_for_its_beta(
     assert sum(sampled[-20:]) / 20 == pytest.approx(target, rel=0.25)
     assert sum(betas[-20:]) / 20 == pytest.approx(low, rel=0.15)
     assert kl(policy, optimum(toy.logps, betas[-1])).max() < 0.05
-    # Every rollout moved beta by Ziegler et al.'s rule: 64 episodes of a horizon of 256.
+    # Every rollout changed beta by Ziegler et al.'s rule, with 64 episodes and a horizon of 256.
     for before, after, measured in zip(betas, betas[1:], sampled, strict=False):
         assert after == pytest.approx(before * (1 + min(max(measured / target - 1, -0.2), 0.2) * 64 / 256))

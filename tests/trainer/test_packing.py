@@ -1,4 +1,4 @@
-"""Packed rows against plain ones: every model alone on every sequence, in float64, is what packing must not change."""
+"""Packed rows against plain rows: packing must not change the results of each sequence alone, in float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ Builder = Callable[[], Any]
 SHARING: dict[str, Builder] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
-    # A table of absolute positions, where a wrong position is another vector.
+    # It has a table of absolute positions, so a wrong position gives another vector.
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=61, n_positions=128, n_embd=24, n_layer=2, n_head=4, initializer_range=0.3)
     ),
@@ -59,11 +59,11 @@ SHARING: dict[str, Builder] = {
 ALONE: dict[str, Builder] = {
     "mistral with a window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=6)),
     "gemma2 with windows": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=6, sliding_window=6)),
-    # Recurrent: it reads whatever stands before, mask or not.
+    # Recurrent: it reads all earlier tokens, with or without a mask.
     "mamba": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=61, hidden_size=24, state_size=4, num_hidden_layers=2, initializer_range=0.3)
     ),
-    # Distances by place in the row, from a mask of another shape.
+    # It computes distances from places in the row, with a mask of another shape.
     "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=24, n_layer=2, n_head=4)),
 }
 
@@ -76,12 +76,12 @@ def built(name: str) -> Any:
 
 
 def ids(count: int, seed: int) -> list[int]:
-    """Random tokens, the end of the turn and the padding among them."""
+    """Return random tokens, including the end of the turn and the padding token."""
     return torch.randint(0, 61, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def group(prompt: int, *completions: int, seed: int = 0) -> list[TokenSequence]:
-    """Completions of these lengths after one prompt of that length, each ending its turn."""
+    """Return completions of these lengths after one prompt of this length; each ends its turn."""
     start = ids(prompt, seed)
     return [
         TokenSequence(start, [*ids(count - 1, 100 * seed + n), EOS] if count else [])
@@ -104,7 +104,7 @@ BATCHES: dict[str, list[TokenSequence]] = {
     "single sequences": [*group(4, 3, seed=15), *group(4, 6, seed=16), *group(2, 1, seed=17), *group(9, 2, seed=18)],
     "equal completions": [TokenSequence([5, 6, 7], [8, EOS])] * 2,
 }
-# What every prompt of a project begins with.
+# The common start of every prompt in a project.
 BATCHES["one system prompt"] = [
     TokenSequence([*ids(6, 99), *prompt], completion)
     for prompt, completion in (*BATCHES["odd lengths"], *BATCHES["empty completions"], *BATCHES["single sequences"])
@@ -112,7 +112,7 @@ BATCHES["one system prompt"] = [
 
 
 def plain_states(model: Any, sequences: Sequence[TokenSequence]) -> Tensor:
-    """Hidden states (N, H) before each completion token, every sequence alone."""
+    """Return hidden states (N, H) before each completion token, computing every sequence alone."""
     states = []
     for prompt, completion in sequences:
         hidden = trunk_of(model)(input_ids=torch.tensor([[*prompt, *completion]])).last_hidden_state[0]
@@ -121,7 +121,7 @@ def plain_states(model: Any, sequences: Sequence[TokenSequence]) -> Tensor:
 
 
 def plain_logps(model: Any, sequences: Sequence[TokenSequence]) -> list[Tensor]:
-    """Log-probs of each sequence's completion tokens, every sequence alone."""
+    """Return log-probs of each sequence's completion tokens, computing every sequence alone."""
     logps = []
     for prompt, completion in sequences:
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
@@ -192,14 +192,14 @@ def test_what_does_not_reads_every_sequence_in_a_row_of_its_own_and_right(name: 
 
 
 def test_a_window_falls_back_because_a_short_test_would_not_show_it() -> None:
-    """Gemma's 4096 tokens are longer than any test of a moment: the setting alone must be enough."""
+    """Gemma's window of 4096 tokens is longer than a quick test, so the setting alone must decide."""
     config = Gemma2Config(**SHAPE, head_dim=6, sliding_window=4096)
     assert not can_share(trunk_of(Gemma2ForCausalLM(config)))
     assert can_share(trunk_of(Qwen2ForCausalLM(Qwen2Config(**SHAPE, sliding_window=64, use_sliding_window=False))))
 
 
 def test_attention_that_looks_for_the_best_tokens_falls_back_because_a_short_test_would_not_show_it() -> None:
-    """It reads everything up to its number of tokens, and its own mask beyond."""
+    """It attends to everything up to its limit of tokens, and uses its own mask beyond."""
     config = DeepseekV32Config(
         **SHAPE | {"num_key_value_heads": 4},
         moe_intermediate_size=16,
@@ -221,7 +221,7 @@ def test_attention_that_looks_for_the_best_tokens_falls_back_because_a_short_tes
 
 @pytest.mark.parametrize("way", ["shared", "ragged"])
 def test_a_row_may_be_wider_than_the_model_reads(way: str) -> None:
-    """Each sequence fits; beside them, a narrower row has padding where the model has no positions left."""
+    """Each sequence fits. A narrower row next to them has padding where the model has no positions left."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=4)).eval()
@@ -274,14 +274,14 @@ SEQUENCES = [
 
 
 def places(packed: Packed) -> list[list[int]]:
-    """Tokens at the flat places that predict, of each sequence."""
+    """Return the tokens at the flat places that predict, for each sequence."""
     flat = packed.input_ids.flatten()
     return [flat[packed.predictors[packed.owners == i]].tolist() for i in range(len(packed.ends))]
 
 
 def test_shared_prompts_and_filled_rows_by_hand() -> None:
     packed = pack(SEQUENCES, 0, share=True)
-    # Groups take 6, 3 and 3: the widest is a row, the others fill one together.
+    # Groups take 6, 3 and 3 tokens: the widest is a row, and the others share a row.
     assert packed.input_ids.tolist() == [[11, 12, 13, 14, 15, 16], [21, 22, 23, 31, 32, 33]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 0, 1, 2]]
     assert packed.predictors.tolist() == [2, 3, 2, 6, 7, 10]
@@ -337,7 +337,7 @@ def test_without_padding_and_with_one_beginning_by_hand() -> None:
         [1, 1, 1, 1, 1, 1, 1, 0],
         [1, 1, 1, 1, 1, 0, 0, 1],
     ]
-    for mask in later:  # what begins all prompts, then what is their own
+    for mask in later:  # the common start of all prompts, then the rest
         assert mask is not None
         assert mask[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
@@ -371,7 +371,7 @@ def test_plain_rows_by_hand() -> None:
         [31, 32, 33, 0, 0],
     ]
     assert packed.attention_mask is None
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 5  # padding too: the rows must not look like packed ones
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 5  # padding too, so that rows do not look packed
     assert packed.predictors.tolist() == [2, 3, 7, 15, 16, 21]
     assert packed.ends.tolist() == [4, 8, 10, 17, 22]
     assert packed.per_sequence(torch.tensor([1.0, 2, 4, 8, 16, 32])).tolist() == [3, 4, 0, 24, 32]
@@ -411,7 +411,7 @@ def test_padding_of_a_packed_row_sees_itself_and_nobody_sees_it() -> None:
 
 
 def test_what_a_token_sees_is_its_prompt_and_itself() -> None:
-    """Against the definition, token by token."""
+    """Compare with the definition, token by token."""
     generator = torch.Generator().manual_seed(0)
     groups = torch.randint(-1, 3, (2, 17), generator=generator).sort(-1).values
     branches = torch.randint(0, 3, (2, 17), generator=generator)
@@ -442,7 +442,7 @@ def test_neighbours_with_one_prompt_stand_together_where_prompts_are_shared() ->
 
 def test_parts_keep_to_rows_and_tokens_and_hold_every_entry_once() -> None:
     lengths = [10, 60, 10, 500, 30, 10, 10]
-    # By length, three at most, 50 tokens at most; what is longer goes alone.
+    # Sorted by length, at most three entries and 50 tokens; a longer entry is alone.
     assert list(token_parts(range(7), lengths, rows=3, tokens=50)) == [[0, 2, 5], [6, 4], [1], [3]]
     assert list(token_parts([3, 0], lengths, rows=3, tokens=1000)) == [[0, 3]]
     assert list(token_parts([], lengths, rows=3, tokens=1000)) == []

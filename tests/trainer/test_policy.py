@@ -1,4 +1,4 @@
-"""What a causal LM's own code says of its logits, and gradients that are the same whichever thread comes first."""
+"""Logits as a causal LM's own code computes them, and gradients that do not depend on the order of threads."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 
-# What stands between a head and its logits: known by name, or done by the model's own code.
+# Operations between a head and its logits: known by name, or done by the model's own code.
 KNOWN: dict[str, Callable[[], Any]] = {
     "a cap": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=0.5)),
     "a scale": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)),
@@ -97,7 +97,7 @@ def test_a_model_is_tried_when_it_is_loaded(tmp_path: Path) -> None:
 
 
 def test_logits_from_elsewhere_are_refused() -> None:
-    """A head that reads more than the last states of its trunk."""
+    """The head reads more than the last states of its trunk."""
 
     class Shifted(LlamaForCausalLM):
         def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
@@ -119,7 +119,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 def test_many_completions_of_one_prompt_give_one_gradient_on_several_threads() -> None:
-    """Their first tokens are all predicted by the prompt's last state, where their gradients meet."""
+    """The prompt's last state predicts all their first tokens, so their gradients are summed there."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE | {"hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1})
     policy = Policy(LlamaForCausalLM(config).eval())
@@ -139,12 +139,12 @@ def test_many_completions_of_one_prompt_give_one_gradient_on_several_threads() -
 
 # ---- log-probs in chunks ---------------------------------------------------------------------------------------------
 
-CHUNK = 256  # rows whose logits exist together
+CHUNK = 256  # logits of this many rows exist at once
 MANY = [TokenSequence([3, 4, 5 + i % 40], [(7 * i + j) % 50 for j in range(9)]) for i in range(50)]
 
 
 def policy_with(dtype: torch.dtype, head_learns: bool) -> Policy:
-    """Full weights in fp32, multiplied in `dtype`; embeddings and head are one where the head learns."""
+    """A policy with full fp32 weights and products in `dtype`; embeddings and head are tied if the head learns."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=head_learns)).eval()
     model.lm_head.weight.requires_grad_(head_learns)
@@ -185,7 +185,7 @@ def test_chunks_give_the_log_probs_hits_and_gradients_of_whole_logits(dtype: tor
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most rows of any tensor with a column for each token of the vocabulary."""
+    """Records the maximum number of rows of tensors with a column per token of the vocabulary."""
 
     rows = 0
 
@@ -206,4 +206,4 @@ def test_logits_of_all_tokens_never_exist_together(dtype: torch.dtype, head_lear
     assert seen.rows == CHUNK
     with Largest() as seen:
         vocabulary_logits(policy.causal, torch.zeros(len(packed.targets), SHAPE["hidden_size"]))
-    assert seen.rows == len(packed.targets)  # such tensors would have been seen
+    assert seen.rows == len(packed.targets)  # so such tensors would have been noticed

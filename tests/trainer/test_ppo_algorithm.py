@@ -1,4 +1,4 @@
-"""PPO's formulas against hand arithmetic and the slow reference, and all of them together on a known optimum."""
+"""PPO's formulas against hand arithmetic and the slow reference, and PPO as a whole on a problem with known optimum."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_normalised_scores_keep_their_sign_and_have_unit_deviation() -> None:
     after = before.update(scores)
     assert after.normalise(scores).tolist() == [0.5, 2.5, 1.5]
     assert before == RunningScale()  # nothing was changed in place
-    # Nothing to measure by: no score, one score, equal scores.
+    # There is no spread to measure: no score, one score, equal scores.
     for batch in ([], [4.0], [4.0, 4.0, 4.0]):
         assert RunningScale().update(torch.tensor(batch)).normalise(torch.tensor([4.0])).item() == 4
 
@@ -121,7 +121,7 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns, VALID).item() == 1
     assert explained_variance(returns + 7, returns, VALID).item() == pytest.approx(1)
     assert explained_variance(torch.zeros(2, 3), returns, VALID).item() == 0
-    # Returns that are all one: nothing to explain, whatever the critic says.
+    # All returns are one, so there is nothing to explain, whatever the critic says.
     for values in (torch.full((2, 3), 2.0), torch.randn(2, 3)):
         assert explained_variance(values, torch.full((2, 3), 2.0), VALID).item() == 0
 
@@ -131,7 +131,7 @@ def ragged(generator: torch.Generator, lengths: list[int]) -> list[list[float]]:
 
 
 def padded(rows: list[list[float]], left: int, fill: float) -> torch.Tensor:
-    """Rows after `left` places of padding, and some on the right."""
+    """Return rows after `left` places of padding, with more padding on the right."""
     width = left + max(map(len, rows)) + 1
     return torch.tensor([[fill] * left + row + [fill] * (width - left - len(row)) for row in rows], dtype=torch.float64)
 
@@ -164,9 +164,9 @@ def test_losses_and_gradients_equal_the_slow_reference_whatever_padding_holds(le
 
 
 class Toy:
-    """Sequences of two tokens out of three; the second may depend on the first. The score is a table.
+    """Sequences of two tokens from a vocabulary of three; the second may depend on the first. Scores are a table.
 
-    The policy of greatest score - beta KL is pi(a, b) = ref(a, b) exp(score(a, b) / beta) / Z (Ziegler et al. 2019,
+    The policy with maximum score - beta KL is pi(a, b) = ref(a, b) exp(score(a, b) / beta) / Z (Ziegler et al. 2019,
     eq. 3). All nine sequences are one batch, each as often as the policy would draw it: without the noise of sampling,
     what is reached is what the loss asks for.
     """
@@ -181,7 +181,7 @@ class Toy:
         self.first, self.second = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
 
     def logps(self, logits: list[torch.Tensor]) -> torch.Tensor:
-        """(9, 2) of the nine sequences' tokens."""
+        """Return log-probs (9, 2) of the nine sequences' tokens."""
         first, second = torch.log_softmax(logits[0], -1), torch.log_softmax(logits[1], -1)
         return torch.stack([first[self.first], second[self.first, self.second]], 1)
 
@@ -189,12 +189,12 @@ class Toy:
         return torch.stack([self.values[0].expand(9), self.values[1 + self.first]], 1)
 
     def step(self, beta: float, epochs: int = 2) -> float:
-        """One rollout and its updates; KL of the policy that sampled, in nats a sequence."""
+        """Run one rollout and its updates; return the KL of the sampling policy in nats per sequence."""
         with torch.no_grad():
             old_logps, old_values, reference = self.logps(self.logits), self.critic(), self.logps(self.reference)
-            weights = old_logps.sum(1).exp()  # (9,) the policy's own frequencies
+            weights = old_logps.sum(1).exp()  # (9,) probabilities under the policy
             kl = float((weights * k1(old_logps, reference).sum(1)).sum())
-            # As many copies of a sequence as the policy draws of 1000: frequencies to a part in 1000.
+            # Of 1000 sequences, each occurs as often as its probability under the policy says.
             counts = (weights * 1000).round().long()
             rows = torch.arange(9).repeat_interleave(counts)
             mask = torch.ones(len(rows), 2, dtype=torch.bool)
@@ -210,7 +210,7 @@ class Toy:
         return kl
 
     def optimum(self, beta: float) -> torch.Tensor:
-        """(9,) probabilities."""
+        """Return the optimum's probabilities (9,)."""
         reference = self.logps(self.reference).sum(1)
         return torch.softmax(reference + self.scores[self.first, self.second] / beta, 0)
 
@@ -223,7 +223,7 @@ class Toy:
 def test_ppo_reaches_the_optimum_of_the_leashed_reward(beta: float) -> None:
     toy = Toy()
     optimum = toy.optimum(beta)
-    assert (optimum - toy.logps(toy.reference).sum(1).exp()).abs().max() > 0.1  # there is something to learn
+    assert (optimum - toy.logps(toy.reference).sum(1).exp()).abs().max() > 0.1  # the optimum differs from the reference
     for _ in range(200):
         kl = toy.step(beta)
     policy = toy.logps(toy.logits).detach().sum(1).exp()
@@ -240,5 +240,5 @@ def test_the_controller_holds_the_target_on_it(start: float) -> None:
         controller = controller.step(kls[-1], episodes=32)
     assert statistics.fmean(kls[-50:]) == pytest.approx(0.4, abs=0.01)
     assert max(abs(kl - 0.4) for kl in kls[-50:]) < 0.2 * 0.4
-    # ... and the coefficient that it found is the one whose optimum has that KL.
+    # The coefficient that it found is the one whose optimum has this KL.
     assert toy.optimal_kl(controller.beta) == pytest.approx(0.4, abs=0.03)

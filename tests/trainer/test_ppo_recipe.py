@@ -1,4 +1,4 @@
-"""The PPO recipe, whole, on a tiny model."""
+"""The PPO recipe as a whole, on a tiny model."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ HEADS = ("reward/0", "reward/1")
 
 
 def low_bytes(responses: Sequence[Response]) -> Tensor:
-    """The share of tokens in the lower half of the vocabulary, between 0 and 1: a random model has about 1/2."""
+    """Return the share of tokens in the lower half of the vocabulary; a random model has about 1/2."""
     return torch.tensor([sum(t < 130 for t in r.sample.tokens) / len(r.sample.tokens) for r in responses])
 
 
@@ -98,20 +98,20 @@ def test_metrics_have_the_fields_names_and_slices(
         for value in ("even", "odd")
     }
     assert result.train_rows == 24
-    assert result.metrics["eps"] * result.seconds >= 24  # of all episodes; the last page and saving came afterwards
+    assert result.metrics["eps"] * result.seconds >= 24  # over all episodes; the last page and saving come later
     assert result.metrics == {name: reporter.last(name) for name in names}
-    assert reporter.values("loss/ptx_avg")[0] > reporter.values("loss/ptx_avg")[1] > 0  # it is learned
+    assert reporter.values("loss/ptx_avg")[0] > reporter.values("loss/ptx_avg")[1] > 0  # the loss falls
     assert all(reporter.last(name) > 0 for name in (*TIMES, "objective/kl_k3"))
     for step in (1, 2):
         at = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
-        # Subtracted from the reward, not from the score that is shown.
+        # Subtracted from the reward, not from the reported score.
         unfinished = 1 - at["val/num_eos_tokens"] / 12
         expected = at["objective/scores"] - unfinished + at["objective/non_score_reward"]
         assert at["objective/rlhf_reward"] == pytest.approx(expected, abs=1e-5)
         assert at["objective/non_score_reward"] == pytest.approx(
             -at["objective/kl_coef"] * at["objective/kl"], abs=1e-5
         )
-        # A rollout of 12 has each prompt once: six of each slice.
+        # A rollout of 12 has each prompt once, so there are six of each slice.
         for name in ("objective/scores", "objective/kl", "objective/kl_k3", "objective/entropy"):
             by_slice = [m.value for m in reporter.recorded if m.step == step and m.slice and m.name == name]
             assert at[name] == pytest.approx(sum(by_slice) / 2, abs=1e-5)
@@ -132,7 +132,7 @@ def test_scores_are_normalised_then_clipped_then_replaced_where_unfinished(
         tiny_ref,
         prompts,
         episodes=36,
-        max_new_tokens=40,  # some end by themselves
+        max_new_tokens=40,  # some finish
         normalise_scores=True,
         clip_score=0.75,
         missing_eos="replace",
@@ -172,7 +172,7 @@ def test_a_model_with_dropout_is_trained_without_it(
     once = Optimiser(learning_rate=1e-3, epochs=1, batch_size=12, microbatch_size=12, warmup_ratio=0.0)
     spec = spec_of(ModelRef(base=str(folder)), prompts, optimiser=once, episodes=12)
     _result, reporter = train(spec, store, tmp_path / "policy")
-    # One update, on the very policy that sampled: any noise between the two passes would show.
+    # One update of the policy that sampled: any noise between the two passes would be visible.
     assert reporter.last("val/ratio") == pytest.approx(1, abs=1e-5)
     assert reporter.last("policy/approxkl_avg") < 1e-9
     assert reporter.last("objective/kl") == pytest.approx(0, abs=1e-4)
@@ -187,7 +187,7 @@ def test_kl_stop_ends_before_another_update(
     assert reporter.values("objective/kl")[0] > 0.01
     assert result.train_rows == 12
     assert f"Stopped after 12 of {spec.episodes} episodes: the KL was" in result.notes[-1]
-    assert "lr" not in result.metrics  # nothing was updated
+    assert "lr" not in result.metrics  # there were no updates
     assert (tmp_path / "policy" / "adapter_model.safetensors").exists()
 
 
@@ -197,7 +197,7 @@ def test_the_controller_follows_the_kl_of_whole_responses(
     spec = spec_of(tiny_ref, prompts, reference=ModelRef(base=str(other_tiny_model)), kl_target=None)
     kl = train(spec, store, tmp_path / "fixed")[1].values("objective/kl")[0]
     led = train(spec.model_copy(update={"kl_target": 1.1 * kl}), store, tmp_path / "led")[1]
-    # 12 episodes, a horizon of 100, 1 / 1.1 of the target
+    # 12 episodes, a horizon of 100, and 1 / 1.1 of the target
     assert led.values("objective/kl_coef") == [0.05, pytest.approx(0.05 * (1 + (1 / 1.1 - 1) * 12 / 100), rel=1e-5)]
 
 
@@ -217,7 +217,7 @@ def test_a_rest_of_episodes_is_trained_on_too(
     spec = spec_of(tiny_ref, prompts, episodes=29, max_new_tokens=1)  # rollouts of 12, 12 and 5
     result, reporter = train(spec, store, tmp_path / "policy")
     assert result.train_rows == result.tokens == 29
-    # Twice two minibatches, again, and twice one: the rates of steps 4, 8 and 10 of 10, on a line from 1e-3 to 0.
+    # Two minibatches twice, again, and one twice: the rates of steps 4, 8 and 10 of 10 on a line from 1e-3 to 0.
     assert reporter.values("lr") == pytest.approx([7e-4, 3e-4, 1e-4])
 
 
@@ -227,7 +227,7 @@ def test_approxkl_stop_ends_the_updates_of_a_rollout_before_the_step_that_would_
     accumulate = ppo.Learner.accumulate
 
     def spy(self: ppo.Learner, *arguments: Any) -> dict[str, float]:
-        assert all(p.grad is None for p in self.training.module.parameters())  # nothing is left of the step not taken
+        assert all(p.grad is None for p in self.training.module.parameters())  # no gradient remains of the skipped step
         return accumulate(self, *arguments)
 
     monkeypatch.setattr(ppo.Learner, "accumulate", spy)
@@ -235,7 +235,7 @@ def test_approxkl_stop_ends_the_updates_of_a_rollout_before_the_step_that_would_
     spec = spec_of(tiny_ref, prompts, lora=None, optimiser=settings, approxkl_stop=0.01)
     result, reporter = train(spec, store, tmp_path / "policy")
     assert reporter.values("policy/early_stop") == [1, 1]
-    # The schedule goes on as planned: the second rollout begins at half the rate, however early the first one ended.
+    # The schedule continues as planned: the second rollout starts at half the rate, however early the first one ended.
     taken = [1 - lr / 1e-3 for lr in reporter.values("lr")]  # the last step's place in the run, 0 to 1
     assert taken[0] < 0.5 <= taken[1] < 1
     assert result.train_rows == 24
@@ -257,11 +257,11 @@ def test_sample_pages_show_the_same_prompts_answered_with_the_same_seeds(
         assert [row["prompt_id"] for row in page] == [row["prompt_id"] for row in pages[0]]
         assert [row["slices"]["domain"] for row in page].count("even") == 4
         assert page[0]["messages"] == list(user("Hm" * (1 + page[0]["prompt_id"] % 3)))
-    # The policy that starts as its reference has no KL; the one that was trained says other things.
+    # At the start, the policy equals the reference and has no KL; after training, it gives other answers.
     assert all(abs(row["kl"]) < 1e-4 for row in pages[0])
     assert any(abs(row["kl"]) > 1e-3 for row in pages[3])
     assert reporter.pages[5] == [{k: v for k, v in row.items() if k != "step"} for row in pages[3]]
-    # Samples of pages are not those that are trained on: the run is the same without them.
+    # Samples on pages are not used for training: the run is the same without them.
     apart = spec.model_copy(update={"evaluate_every": 100})
     assert train(apart, store, tmp_path / "again")[1].values("objective/scores") == reporter.values("objective/scores")
 
@@ -313,7 +313,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     attempts = 0
     while True:
         attempts += 1
-        # Every second attempt writes no checkpoints: some updates are done twice.
+        # Every second attempt writes no checkpoints, so some updates are repeated.
         checkpoints = Checkpoints(store, "checkpoints", spec, every_seconds=0 if attempts % 2 else 1e9)
         reporter = Dying(after=attempts)
         try:
@@ -324,7 +324,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         finally:
             values |= {(m.step, m.name, m.slice): m.value for m in reporter.recorded}
     assert attempts > 3
-    assert rollouts in (2, 3)  # one that no checkpoint held is sampled again, to the same numbers
+    assert rollouts in (2, 3)  # a rollout without a checkpoint is sampled again, with the same numbers
     assert digest_folder(tmp_path / "parts") == digest_folder(tmp_path / "whole")
     timed = TIMES | {"eps"}
     assert {place: value for place, value in values.items() if place[1] not in timed} == {
@@ -335,7 +335,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 def test_checkpoints_take_no_more_than_their_share_of_time(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rollouts are no exception: a store that takes a second for a checkpoint gets the next one 20 seconds later."""
+    """This includes rollouts: if a checkpoint takes a second, the next one comes at least 20 seconds later."""
 
     def slow(*arguments: Any, **named: Any) -> str:
         time.sleep(1)
@@ -362,8 +362,8 @@ def test_equal_scores_teach_nothing(
     gae_lambda: float,
     lora: Lora | None,
 ) -> None:
-    """Neither where a token stands in its answer nor how long that is may look like merit."""
-    plain = rollout.Sampling  # with more ends, so that responses are of many lengths
+    """A token's position or an answer's length must not look like merit."""
+    plain = rollout.Sampling  # with more stop tokens, so that responses have many lengths
     monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _: plain(most, heat, frozenset(range(0, 300, 16))))
     whiten, seen = ppo.masked_whiten, []
 
@@ -385,13 +385,13 @@ def test_equal_scores_teach_nothing(
     _result, reporter = train(spec, store, tmp_path / "policy", lambda said: torch.full((len(said),), 1.7))
     assert len({int(n) for _, lengths in seen for n in lengths}) > 3
     assert max(float(whitened.abs().max()) for whitened, _ in seen) < 1e-5
-    assert reporter.last("objective/kl_k3") < 1e-6  # the policy is where it was
+    assert reporter.last("objective/kl_k3") < 1e-6  # the policy has not moved
 
 
 def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine is measured faster in bf16 at first, then not: what goes on from checkpoints does not look again."""
+    """At first the machine measures bf16 as faster, later not: a resumed run does not measure again."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 0)
     reward_model = new_reward_model(tiny_ref, None)
@@ -413,7 +413,7 @@ def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
         assert result.precision == "bfloat16"
         digests.append(digest_folder(folder))
         for old in sorted((store.root / "run").glob("*/step-*"))[1:]:
-            shutil.rmtree(old)  # the second time goes on from the first rollout
+            shutil.rmtree(old)  # the second time, resume from the first rollout
     assert scoring == [torch.bfloat16] * 2
     assert digests[0] == digests[1]
 
@@ -435,7 +435,7 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
 
     monkeypatch.setattr(ppo.Learner, "accumulate", spy)
     changes = {"gamma": 0.9, "gae_lambda": 0.8, "missing_eos_penalty": None, "max_new_tokens": 12}
-    plain = rollout.Sampling  # with more ends, so that responses are of many lengths
+    plain = rollout.Sampling  # with more stop tokens, so that responses have many lengths
     monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _: plain(most, heat, frozenset(range(0, 300, 16))))
     result, reporter = train(spec_of(tiny_ref, prompts, whiten_rewards=whiten, **changes), store, tmp_path / "policy")
     for step, (drawn, advantages, returns) in ((1, seen[0]), (2, seen[-1])):
@@ -444,15 +444,15 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
             [row[:n] for row, n in zip(column.double().numpy(), drawn.lengths.tolist(), strict=True)]
             for column in (drawn.logps, drawn.reference_logps, drawn.values, returns)
         )
-        # The leash on every token, the score on the last one.
+        # The KL penalty on every token, and the score on the last token.
         kl = [mine - base for mine, base in zip(logps, reference, strict=True)]
         rewards = [-said["objective/kl_coef"] * row for row in kl]
         for row, score in zip(rewards, drawn.scores.tolist(), strict=True):
             row[-1] += score
-        if whiten:  # the mean stays where it is
+        if whiten:  # whitening keeps the mean
             every = np.concatenate(rewards)
             rewards = [(row - every.mean()) / every.std(ddof=1) + every.mean() for row in rewards]
-        if step == 1:  # a lambda below 1 begins with a critic that knows the mean of what is still to come
+        if step == 1:  # with lambda < 1, the critic starts at the mean return
             to_come = [sum(0.9**k * r for k, r in enumerate(row[t:])) for row in rewards for t in range(len(row))]
             assert np.concatenate(values) == pytest.approx(np.full(len(to_come), np.mean(to_come)), abs=1e-5)
         for i, (row, before) in enumerate(zip(rewards, values, strict=True)):
@@ -461,7 +461,7 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
                 advantage = row[t] + 0.9 * after - before[t] + 0.9 * 0.8 * advantage
                 after = before[t]
                 assert advantages[i, t].item() == pytest.approx(advantage, abs=1e-5)
-                # Not of whitened advantages: values are fitted to rewards.
+                # The targets do not use whitened advantages: values are fitted to rewards.
                 assert fitted[i][t] == pytest.approx(advantage + before[t], abs=1e-5)
         targets, errors = np.concatenate(fitted), np.concatenate(fitted) - np.concatenate(values)
         assert len({len(row) for row in kl}) > 3
@@ -497,7 +497,7 @@ def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_beginni
     for (prompt, tokens), values in zip(seen[0].sequences(), seen[0].values, strict=True):
         for t in range(len(tokens)):
             with torch.no_grad():
-                score = classifier(torch.tensor([[*prompt, *tokens[:t]]])).logits[0, 0] - 0.25  # its offset
+                score = classifier(torch.tensor([[*prompt, *tokens[:t]]])).logits[0, 0] - 0.25  # minus its offset
             assert float(values[t]) == pytest.approx(float(score), abs=1e-5)
 
 
@@ -508,7 +508,7 @@ def test_a_critic_with_few_positions_shortens_what_is_read(
     critic = build_reward_model(tmp_path / "reward", ModelRef(base=str(tmp_path / "short")))
     spec = spec_of(tiny_ref, prompts, critic="reward", reward_models=(str(critic),), lora=None)
     result, _ = train(spec, store, tmp_path / "policy")
-    # 19 tokens of the chat and 6 of the longest prompts leave no room for 8 new ones.
+    # 19 tokens of the template and 6 of the longest prompts leave no room for 8 new tokens.
     assert result.dropped == ("4 prompts lost a part, to stay within 32 tokens with 8 new ones: 2, 5, 8, 11",)
 
 
@@ -541,13 +541,13 @@ def test_pessimistic_scores_are_made_of_what_all_heads_say(
     _result, reporter = train(spec, store, tmp_path / "policy", scorer=None)
     (four,) = [heads for heads in said if len(heads) == 12]  # the rollout; a page has 8
     assert four.shape == (12, 4)
-    assert len(set(four.argmin(-1).tolist())) > 1  # no head likes all of them least
+    assert len(set(four.argmin(-1).tolist())) > 1  # different heads are the lowest for different responses
     expected = {"min": four.amin(-1), "mean_minus_variance": four.mean(-1) - 0.7 * four.var(-1, correction=0)}[kind]
     assert reporter.last("objective/scores") == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
 def test_one_prompt_one_token_one_episode_left_over(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """The last rollout is a single token: no variance to whiten by, and nothing that a critic could explain."""
+    """The last rollout is a single token: whitening has no variance, and the critic has nothing to explain."""
     path = tmp_path / "one.jsonl"
     path.write_text(PromptRow(id=7, messages=user("Hm")).model_dump_json() + "\n")
     spec = spec_of(
@@ -573,11 +573,11 @@ def test_responses_that_all_end_at_once_are_empty_and_finished(
     monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _stops: plain(most, heat, frozenset(range(300))))
     spec = spec_of(tiny_ref, prompts, reward_models=(str(reward_folder),), missing_eos_penalty=5.0)
     result, reporter = train(spec, store, tmp_path / "policy", scorer=None)
-    assert result.tokens == 24  # the end of the turn, and nothing before it
+    assert result.tokens == 24  # only the end-of-turn tokens
     assert reporter.values("val/num_eos_tokens") == [12, 12]
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {row["response"] for row in rows} == {""}
-    # Nobody is punished for no end, and the score of nothing is the reward model's.
+    # No answer is punished for a missing end, and an empty answer gets the reward model's score.
     score, leash = reporter.last("objective/scores"), reporter.last("objective/non_score_reward")
     assert reporter.last("objective/rlhf_reward") == pytest.approx(score + leash, abs=1e-5)
     assert all(np.isfinite(metric.value) for metric in reporter.recorded)
@@ -604,7 +604,7 @@ def test_a_score_that_is_no_number_stops_the_run_before_anything_is_learned_from
     assert not list(folder.iterdir())
     kept = checkpoints.load()
     assert kept is not None
-    assert kept.state["recipe"]["rollout"] == 1  # the first is done with; the second was never kept
+    assert kept.state["recipe"]["rollout"] == 1  # the first is completed; the second was never stored
     assert "recipe/scores" not in kept.tensors
 
 

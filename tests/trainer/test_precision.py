@@ -1,4 +1,4 @@
-"""bf16 where it pays, fp32 where it does not, and activations computed twice: the same numbers, less memory."""
+"""bf16 if it is faster, otherwise fp32; and gradient checkpointing, which gives the same numbers with less memory."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def rates(monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float) -> None:
-    """A processor that multiplies bf16 in hardware, at these rates."""
+    """Pretend that the processor multiplies bf16 in hardware, at these rates."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "measure", lambda device, hidden_size: Rates(float32, bfloat16))
 
@@ -38,7 +38,7 @@ def rates(monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float) -> N
 
 
 def test_measuring_takes_less_than_a_tenth_of_a_second_and_is_done_once() -> None:
-    measure(CPU, 576)  # whatever the libraries set up at their first product
+    measure(CPU, 576)  # initialises the libraries
     measure.cache_clear()
     began = time.process_time()
     seen = measure(CPU, 4096)
@@ -67,7 +67,7 @@ def test_bfloat16_is_taken_where_it_is_faster_by_half(
 def test_a_run_keeps_the_precision_it_began_with(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, store: ArtifactStore
 ) -> None:
-    """Measured anew on a busy machine, a run that goes on could end with other bits."""
+    """If a resumed run measured again on a busy machine, it could end with other bits."""
     monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 0)
     spec = ModelRef(base=str(tiny_model))
     rates(monkeypatch, 1e9, 2e9)
@@ -109,7 +109,7 @@ def test_bfloat16_holds_frozen_weights_learns_in_float32_and_gives_float32_log_p
         loss.backward()
         losses.append(loss.item())
         training.step(losses[-1])
-    # bf16 keeps 8 bits: near the exact numbers, and not the exact numbers
+    # bf16 keeps 8 bits: results are close to the exact numbers, but not equal
     assert losses[0] == pytest.approx(-before.mean().item(), rel=1e-2)
     assert losses[0] != -before.mean().item()
     assert losses == sorted(losses, reverse=True)
@@ -131,7 +131,7 @@ def test_reference_and_reward_model_follow(tiny_ref: ModelRef, other_tiny_model:
 
 
 def test_bfloat16_keeps_what_a_small_adapter_changes(tmp_path: Path) -> None:
-    """An adapter that moves weights of about 0.05 by 2e-5: a tenth of half a step between two bf16 numbers there.
+    """An adapter that changes weights of about 0.05 by 2e-5, a tenth of half the distance between bf16 numbers there.
 
     Its inputs point one way, so over 512 of them the changes add up to a hundredth of an output. If the adapter is
     merged and rounded to bf16, only the smallest weights change: a sixth of that effect is left.
@@ -175,9 +175,9 @@ def test_bfloat16_keeps_what_a_small_adapter_changes(tmp_path: Path) -> None:
             return completion_outputs(model, packed).logps
 
     exact, change = (logps(policy, dtype) - logps(base, dtype) for dtype in (torch.float32, torch.bfloat16))
-    # Rounded activations are noise on each token. The least-squares slope over 1280 tokens tells how much is left.
+    # Rounded activations add noise to each token. The least-squares slope over 1280 tokens shows how much remains.
     assert (change @ exact / (exact @ exact)).item() == pytest.approx(1, abs=0.1)
-    # Such a model still shares prompts and is sampled by the fast ways.
+    # Such a model still shares prompts, and sampling uses the fast methods.
     frozen = load_causal_lm(policy, dtype=torch.bfloat16)
     assert can_share(trunk_of(frozen))
     assert best_ways(frozen).refill
@@ -218,7 +218,7 @@ def test_losses_and_gradients_stay_what_they_are(tiny_ref: ModelRef, lora: Lora 
 
 
 def test_dropout_stays_off_and_sampling_keeps_its_cache() -> None:
-    """GPT-2 drops out everywhere by default, and layers that train throw their cache away."""
+    """By default, GPT-2 has dropout everywhere, and layers in training mode do not use their cache."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=2)).eval()
     assert model.config.attn_pdrop > 0
@@ -236,7 +236,7 @@ def test_dropout_stays_off_and_sampling_keeps_its_cache() -> None:
 
 
 def saved_bytes(policy: Policy) -> int:
-    """Bytes that a forward pass keeps for its backward pass, weights left out, each storage once."""
+    """Return the bytes that a forward pass keeps for its backward pass, without weights, counting each storage once."""
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     kept: dict[int, int] = {}
 

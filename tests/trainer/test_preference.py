@@ -27,7 +27,7 @@ from trainer.algorithms.preference import (
 
 LN3 = math.log(3)
 
-# Eight pairs: odd lengths, a single token, equal completions, an empty one, far out on either side.
+# Eight pairs: odd lengths, a single token, equal completions, an empty completion, and extreme values on both sides.
 POLICY = [
     [-4.0, -31.7, -0.9, -12.5, -700.0, -55.5, -3.25, -2.0],
     [-9.0, -28.1, -14.2, -12.5, -90.0, -300.0, -6.5, -7.5],
@@ -152,7 +152,7 @@ def test_conservative_dpo_by_hand() -> None:
 
 
 def test_conservative_dpo_is_stationary_at_the_log_odds_of_its_noise() -> None:
-    # A rate a row: 0.1 for the first, 0.25 for the second.
+    # One rate per row: 0.1 for the first, 0.25 for the second.
     h = torch.tensor([math.log(0.9 / 0.1) / 0.5, math.log(0.75 / 0.25) / 0.5], requires_grad=True)
     dpo_loss(h, beta=0.5, label_smoothing=torch.tensor([0.1, 0.25])).sum().backward()
     assert h.grad is not None
@@ -199,7 +199,7 @@ def test_kto_reference_point_is_a_mean_that_is_never_negative_and_not_learned() 
 
 
 def test_kto_of_thumbs_by_hand() -> None:
-    # s(ln 3) = 3/4: a liked response LN3 above z loses 1/4 l_D, a disliked one 3/4 l_U, and the other way round.
+    # s(ln 3) = 3/4: a liked response LN3 above z loses 1/4 l_D, a disliked one 3/4 l_U; below z, the reverse.
     ratios, liked = torch.tensor([LN3, LN3, -LN3, -LN3]) + 1, torch.tensor([True, False, True, False])
     losses = kto_loss(ratios, liked, torch.tensor(1.0), 1.0, desirable_weight=2, undesirable_weight=10)
     assert losses.tolist() == pytest.approx([0.5, 7.5, 1.5, 2.5])
@@ -215,7 +215,7 @@ def test_kto_of_a_pair_is_the_mean_of_its_two_thumbs() -> None:
 
 
 def test_orpo_by_hand() -> None:
-    # A token each: P(c) = 3/4 has the odds 3, P(r) = 1/2 the odds 1. -log(3/4) - lambda log s(ln 3).
+    # One token each: P(c) = 3/4 has the odds 3, and P(r) = 1/2 the odds 1. -log(3/4) - lambda log s(ln 3).
     loss = orpo_loss(torch.tensor([3 / 4]).log(), torch.tensor([1 / 2]).log(), 0.5)
     assert loss.item() == pytest.approx(1.5 * -math.log(3 / 4))
 

@@ -19,7 +19,7 @@ from trainer.speed.sharding import check_launch, wants_shards
 pytestmark = pytest.mark.long
 
 SHARDED = ("sft", "reward", "dpo", "kto", "sft/full", "reward/full", "dpo/full")
-WRITES, GOES_ON = "dpo", "sft/full"  # of the sharded ones: whose checkpoints one process reads, who reads one process's
+WRITES, GOES_ON = "dpo", "sft/full"  # one process resumes the first job's checkpoint; the second job resumes one's
 STEPS_DONE = 5
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
-    """What one process makes of every job, and its losses."""
+    """The outputs of every job in one process, and its losses."""
     out = tmp_path_factory.mktemp("one")
     losses = jobs.run_all(folder, out, sorted({*jobs.KINDS, *SHARDED}), checkpoints={GOES_ON})
     assert all(len(values) > 2 for values in losses.values())
@@ -48,7 +48,7 @@ def launch(config: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def keep_first_steps(folder: Path, name: str) -> None:
-    """Removes the checkpoints that a run wrote later: it now looks as if it had been stopped."""
+    """Remove the later checkpoints of a run, so that it looks as if it had been stopped."""
     written = sorted((folder / "store" / jobs.CHECKPOINTS / jobs.folder_of(name)).glob("*/step-*"))
     assert len(written) > STEPS_DONE
     for later in written[STEPS_DONE:]:
@@ -56,7 +56,7 @@ def keep_first_steps(folder: Path, name: str) -> None:
 
 
 def assert_same_weights(made: Path, expected: Path) -> None:
-    """Same files, and float tolerance: sums in another order, amplified by Adam's first steps."""
+    """The files are the same, and weights agree up to float tolerance: sums have another order, amplified by Adam."""
     assert {p.name for p in made.rglob("*")} == {p.name for p in expected.rglob("*")}
     for path in expected.rglob("*.safetensors"):
         weights, expected_weights = load_file(made / path.relative_to(expected)), load_file(path)
@@ -79,7 +79,7 @@ def test_two_processes_give_what_one_gives(
         assert json.loads((tmp_path / f"two-{process}" / "share.json").read_text()) == 1
     for kind in jobs.KINDS:
         assert_same_weights(tmp_path / "two-0" / kind, made / kind)
-        assert not list((tmp_path / "two-1" / kind).glob("*.safetensors"))  # nobody would read it
+        assert not list((tmp_path / "two-1" / kind).glob("*.safetensors"))  # nobody would read them
 
 
 def test_two_processes_that_share_out_the_weights_give_what_one_gives(

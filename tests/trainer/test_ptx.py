@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_transformers_loss_a_token(tiny_ref: ModelRef, t
     mix = Mix(write(tmp_path / "demos.jsonl", rows_of(3)), encoder, 0.5, batch_size=9, pad_id=2)
     ticks: list[None] = []
     nll = mix.accumulate(training, module.share, lambda: ticks.append(None))  # all three
-    assert len(ticks) == {1: 3, 8: 1}[microbatch]  # a run is alive, and can be cancelled, between what is forwarded
+    assert len(ticks) == {1: 3, 8: 1}[microbatch]  # a run reports, and can be cancelled, between forward passes
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_ref.base)
     total, weights = torch.zeros(()), 0.0
@@ -62,7 +62,7 @@ def test_steps_take_demonstrations_in_turn(tiny_ref: ModelRef, tmp_path: Path) -
     causal = load_causal_lm(tiny_ref, trainable=True)
     training = Training(ActorCritic(causal, ValueHead(causal)), Optimiser(learning_rate=1e-3), seed=0, total_steps=10)
     mix = Mix(write(tmp_path / "demos.jsonl", rows_of(4)), encoder, 0.5, batch_size=8, pad_id=2)
-    assert mix.number == 2  # a demonstration for four episodes
+    assert mix.number == 2  # one demonstration per four episodes
     seen = []
     for step in (0, 1, 2, 0):
         training.steps = step

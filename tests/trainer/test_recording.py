@@ -26,7 +26,7 @@ def run(session: Session) -> Run:
 
 
 def begin(run: Run, session: Session, engine: Engine, folder: Path) -> RunRecorder:
-    """Another attempt of the run."""
+    """Start another attempt of the run."""
     service.run_started(session, run)
     session.commit()
     assert run.started_at is not None
@@ -50,7 +50,7 @@ def test_pages_of_samples_become_an_artifact_of_the_run(
         first.samples(step, [{"response": "ä"}, {"response": "b"}])
     assert pages() == [(step, response) for step in (0, 2, 4) for response in "äb"]
 
-    # Another worker goes on from a checkpoint before step 4; the first one wakes up again and must not interfere.
+    # Another worker resumes from a checkpoint before step 4. Then the first worker wakes up and must not interfere.
     second = begin(run, session, engine, tmp_path)
     second.samples(4, [{"response": "c"}])
     with pytest.raises(RunLost):
@@ -64,7 +64,7 @@ def test_a_cancelled_run_ends_at_its_next_heartbeat_with_what_it_has_said(
     recorder = begin(run, session, engine, tmp_path)
     recorder.metrics(1, {"loss": 1.0})
     recorder.flush()
-    recorder.metrics(1, {"loss": 2.0})  # a run that goes on from a checkpoint says a step again
+    recorder.metrics(1, {"loss": 2.0})  # a resumed run reports a step again
     recorder.metrics(1, {"loss": 3.0}, "domain=facts")
     run.cancel_requested = True
     session.commit()
@@ -75,7 +75,7 @@ def test_a_cancelled_run_ends_at_its_next_heartbeat_with_what_it_has_said(
     assert (run.progress_done, run.progress_total, run.progress_message) == (3, 7, "training")
     service.run_cancelled(session, run)
     session.commit()
-    with pytest.raises(RunLost):  # it has ended: nothing more is written
+    with pytest.raises(RunLost):  # the run has ended, so nothing more is written
         recorder.flush()
 
 

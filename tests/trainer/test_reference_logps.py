@@ -18,7 +18,7 @@ from trainer.models.reference_logps import completion_logps, key_of, model_diges
 
 
 def groups_of(count: int, first: int = 0) -> list[list[TokenSequence]]:
-    """Prompts with two completions each, of many lengths."""
+    """Return prompts with two completions each, of many lengths."""
     generator = torch.Generator().manual_seed(5)
     rows = torch.randint(3, 200, (first + count, 40), generator=generator).tolist()
     return [
@@ -28,7 +28,7 @@ def groups_of(count: int, first: int = 0) -> list[list[TokenSequence]]:
 
 
 class Counting:
-    """A frozen model as the reference, and how many rows it was given."""
+    """A frozen reference model that counts the rows it is given."""
 
     def __init__(self, folder: Path) -> None:
         self.ref = ModelRef(base=str(folder))
@@ -75,7 +75,7 @@ def test_only_what_is_missing_is_computed(reference: Counting, store: ArtifactSt
     assert reference.sequences == 40
     assert torch.equal(first, again)
 
-    # Another process of another round: five rows are new, one old one has a new rival.
+    # Another process in another round: five rows are new, and one old row has a new rival.
     later = groups_of(25)
     later[3] = [later[3][0], TokenSequence(later[3][0].prompt, [77])]
     grown = reference.ask(store, later)
@@ -118,7 +118,7 @@ def test_a_model_is_its_files_wherever_they_lie(tiny_model: Path, tmp_path: Path
     before = model_digest(with_adapter)
     assert before not in (None, digest)
 
-    # Weights that were replaced in place are noticed.
+    # It notices weights that were replaced in place.
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
     assert model_digest(with_adapter) != before
@@ -152,14 +152,14 @@ def test_two_writers_keep_what_both_computed_one_after_the_other(reference: Coun
     one.save()
     two.save()
     kept = module.KeptLogps(store, reference.ref, dtype)
-    assert kept.known == {b"a" * 16: -1.5, b"b" * 16: -2.5}  # what is not a number is not kept
+    assert kept.known == {b"a" * 16: -1.5, b"b" * 16: -2.5}  # NaN and infinite numbers are not stored
     assert kept.lacks([[b"a" * 16], [b"a" * 16, b"c" * 16]]) == [1]
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(
     reference: Counting, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at every chunk in turn: what was stored before is read, what follows is laid out as it would have been."""
+    """Killed at every chunk in turn: stored chunks are read, and later chunks have the same layout as without kills."""
     monkeypatch.setattr(module, "CHUNK", 8)
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     whole = reference.ask(store, groups_of(30))

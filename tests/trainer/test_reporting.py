@@ -23,7 +23,7 @@ def test_metrics_are_kept_and_written_with_their_slice(tmp_path: Path) -> None:
 
 def test_a_page_of_samples_stands_there_once_whatever_was_written_before(tmp_path: Path) -> None:
     reporter = ConsoleReporter(stream=None, path=tmp_path / "metrics.jsonl")
-    for step in (0, 2, 4, 2):  # the run died after step 4 and went on from a checkpoint before step 2
+    for step in (0, 2, 4, 2):  # the run died after step 4 and resumed from a checkpoint before step 2
         reporter.samples(step, [{"response": f"{step} a"}, {"response": "b"}])
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "response": response} for step in (0, 2) for response in (f"{step} a", "b")]

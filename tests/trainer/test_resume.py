@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on from its last checkpoint and ends with the very same weights."""
+"""A run that is killed at any moment resumes from its last checkpoint and ends with exactly the same weights."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from trainer.checkpoints import Checkpoints, random_states, set_random_states
 
 pytestmark = pytest.mark.long
 
-# Most checkpoints that an attempt may write before it is killed: about eight kills on a job's way. Chains of other
+# Maximum checkpoints that an attempt may write before it is killed: about eight kills per job. Chains of other
 # recipes write more.
 MOST_STEPS = dict.fromkeys(jobs.KINDS, 3) | {"on_policy_dpo": 6, "best_of_n": 6}
 LEAST_KILLS = 3
@@ -45,8 +45,8 @@ def start(kind: str, folder: Path, out: Path, *options: bool) -> ForkServerProce
 # KTO is DPO's recipe with another loss.
 @pytest.mark.parametrize("kind", [kind for kind in jobs.KINDS if kind != "kto"])
 def test_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
-    """Kills follow the run from its loading to its end: each comes a chance number of checkpoints after the one before,
-    and a chance moment later. So equal specs also give equal weights."""
+    """Kills cover the run from loading to its end. Each comes a random number of checkpoints after the previous one,
+    plus a random moment. So equal specs also give equal weights."""
     started = time.monotonic()
     start(kind, folder, tmp_path / "plain").join()
     seconds = time.monotonic() - started
@@ -60,7 +60,7 @@ def test_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
     checkpoints = folder / "store" / jobs.CHECKPOINTS / out.name
 
     def written() -> set[Path]:
-        # Unlike glob, walk takes it calmly that the run removes folders meanwhile.
+        # Unlike glob, walk does not fail if the run removes folders at the same time.
         found = {Path(place, name) for place, names, _ in os.walk(checkpoints) for name in names}
         return {path for path in found if re.match(r"step-|turn-|comparisons", path.name)}
 
@@ -71,7 +71,7 @@ def test_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
         while attempt.is_alive() and len(written() - before) < wanted:
             attempt.join(0.01)
         steps |= written()
-        attempt.join(chance.uniform(0, seconds / 8))  # while it loads, or into the next step
+        attempt.join(chance.uniform(0, seconds / 8))  # kill it while it loads, or during the next step
         if attempt.is_alive():
             attempt.kill()
             kills += 1
@@ -83,13 +83,13 @@ def test_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
             shutil.rmtree(out)
         else:
             assert attempt.exitcode == -signal.SIGKILL
-            if out.exists():  # killed between the move into place and the end of the process: then it is whole
+            if out.exists():  # killed between the move into place and the process's end: the output is complete
                 assert digest_folder(out) == expected
                 shutil.rmtree(out)
     assert len(steps) > 3
 
 
-# ---- checkpoints by themselves ---------------------------------------------------------------------------------------
+# ---- checkpoints alone -----------------------------------------------------------------------------------------------
 
 
 def checkpoints_in(root: Path, learning_rate: float = 1e-3, keep: int = 2) -> Checkpoints:
@@ -142,7 +142,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(
 
 
 def test_one_that_somebody_else_put_there_is_not_taken(tmp_path: Path) -> None:
-    """A digest alone can be computed by anybody who can write there."""
+    """Anybody who can write to the folder can compute a digest."""
 
     def of(root: Path, run: str, key: bytes) -> Checkpoints:
         return Checkpoints(ArtifactStore(root), f"checkpoints/{run}", Optimiser(learning_rate=1e-3), 0, key=key)
@@ -150,14 +150,14 @@ def test_one_that_somebody_else_put_there_is_not_taken(tmp_path: Path) -> None:
     ours = of(tmp_path, "run-1", b"ours")
     save(ours, 1)
     for root, run, key in ((tmp_path / "theirs", "run-1", b"theirs"), (tmp_path, "run-2", b"ours")):
-        foreign = of(root, run, key)  # forged, or of another run
+        foreign = of(root, run, key)  # forged, or from another run
         save(foreign, 2)
         shutil.copytree(foreign.folder / "step-00000002", ours.folder / "step-00000002")
         found = of(tmp_path, "run-1", b"ours").load()
         assert found is not None
         assert found.step == 1
         shutil.rmtree(ours.folder / "step-00000002")
-    os.rename(ours.folder / "step-00000001", ours.folder / "step-00000009")  # an old one as the newest
+    os.rename(ours.folder / "step-00000001", ours.folder / "step-00000009")  # an old one renamed as the newest
     assert of(tmp_path, "run-1", b"ours").load() is None
 
 
@@ -189,7 +189,7 @@ class Killed(BaseException):
 def test_a_kill_while_one_step_is_saved_again_leaves_one_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PPO saves at one step twice: when a rollout is done with, and when the next one has been sampled."""
+    """PPO saves twice at the same step: when a rollout is completed, and when the next rollout is sampled."""
     checkpoints = checkpoints_in(tmp_path, keep=1)
     save(checkpoints, 3)
 
@@ -254,7 +254,7 @@ def _die_while_saving(root: Path) -> None:
 
 
 def _save_in_little_room(root: Path, room: int) -> None:
-    """Saves while no file may grow beyond `room` bytes: a write then ends as on a full disk, half-way."""
+    """Save while no file may grow beyond `room` bytes, so that a write stops halfway, as on a full disk."""
     import errno
 
     from app.errors import StorageFull
@@ -290,7 +290,7 @@ def test_random_states_of_every_library_come_back() -> None:
     def draw() -> tuple[float, ...]:
         return random.random(), random.gauss(), np.random.random(), np.random.normal(), torch.rand(1).item()
 
-    # Both make normal numbers in pairs: once a second one is waiting, once none is.
+    # Both generators make normal numbers in pairs: test with a second number waiting, and without.
     for _ in range(2):
         states = random_states()
         drawn = draw()

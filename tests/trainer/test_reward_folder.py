@@ -1,4 +1,4 @@
-"""A reward model's folder: adapters and heads on a base that is stored once, and one score wherever it is read."""
+"""A reward model's folder has adapters and heads for a base stored once, and gives the same score everywhere."""
 
 import json
 import re
@@ -35,7 +35,7 @@ QUESTION, ANSWERS = user("Apples or rocks?"), ["Apples, by far.", "7 rocks 12", 
 
 @pytest.fixture
 def policy(tiny_ref: ModelRef, tmp_path: Path) -> ModelRef:
-    """A policy whose adapter matters: without it every score is another."""
+    """A policy whose adapter has an effect: without it, every score differs."""
     torch.manual_seed(3)
     model = load_causal_lm(tiny_ref, Lora(rank=3, alpha=5), trainable=True)
     perturb(model)
@@ -60,7 +60,7 @@ def responses() -> list[Any]:
 
 
 def by_its_card(folder: Path, base: str, dtype: str) -> list[float]:
-    """What the README's code says of the answers, without any of this project's code."""
+    """Return the scores of the answers from the README's code, without any of this project's code."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert "trainer" not in code
     assert "app" not in re.findall(r"import (\w+)|from (\w+)", code)
@@ -81,9 +81,9 @@ def test_one_text_has_one_score_wherever_it_is_read(
     precision: str,
     tolerance: float,
 ) -> None:
-    """In training at its end, in the report, to PPO, to sampling, by the card's code, and exported.
+    """It has one score at the end of training, in the report, in PPO, in sampling, by the card's code, and exported.
 
-    Scores have standard deviation 1. In bf16 products round to 8 bits, in another order in each place.
+    Scores have standard deviation 1. bf16 products round to 8 bits, and the order differs between places.
     """
     made: list[RewardModel] = []
     original = reward.save_reward_model
@@ -121,9 +121,9 @@ def test_one_text_has_one_score_wherever_it_is_read(
         expected = model.score(model(pack(sequences, tokenizer.pad_token_id, model.share))).tolist()
     assert max(expected) - min(expected) > 0.5
     assert scored == pytest.approx(expected, abs=tolerance)
-    scorer = reward_models_scorer([folder], 512, dtype=dtype)  # PPO's and evaluation's
+    scorer = reward_models_scorer([folder], 512, dtype=dtype)  # the scorer of PPO and evaluation
     assert scorer(responses()).tolist() == pytest.approx(expected, abs=tolerance)
-    heads = reward_heads([folder], 512, dtype=dtype)(responses())  # sampling's, which stores them
+    heads = reward_heads([folder], 512, dtype=dtype)(responses())  # the heads of sampling, which stores them
     assert heads.mean(-1).tolist() == pytest.approx(expected, abs=tolerance)
     assert by_its_card(folder, policy.base, precision) == pytest.approx(expected, abs=tolerance)
 
@@ -141,7 +141,7 @@ def test_a_folder_holds_no_copy_of_its_base(policy: ModelRef, tmp_path: Path) ->
     model = new_reward_model(policy, Lora(rank=4), ("reward", "style"), torch.float32, members=3)
     save_reward_model(model, load_tokenizer(policy), tmp_path / "rm")
     stored = sum(path.stat().st_size for path in (tmp_path / "rm").rglob("*.safetensors"))
-    # Rank 4 beside the policy's 3 on q, k, v, o, gate, up and down of two layers, and two heads of 96: three times.
+    # Rank 4 next to the policy's 3 on q, k, v, o, gate, up and down of two layers, and two heads of 96: three times.
     sizes = [(96, 96), (96, 48), (96, 48), (96, 96), (96, 192), (96, 192), (192, 96)]
     numbers = 2 * sum((4 + 3) * (i + o) for i, o in sizes) + 2 * 96
     assert stored == pytest.approx(3 * 4 * numbers, rel=0.05)
@@ -169,7 +169,7 @@ def test_members_are_independent_columns(policy: ModelRef, tmp_path: Path) -> No
         torch.testing.assert_close(loaded(packed), together, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(only(packed), apart[2], atol=1e-5, rtol=1e-5)
     bases = {id(m.get_base_layer().weight) for m in loaded.modules() if hasattr(m, "get_base_layer")}
-    assert len(bases) == 14  # one base in memory, however many members
+    assert len(bases) == 14  # only one base in memory, for any number of members
 
 
 def test_a_store_moves_with_its_reward_models(
@@ -227,7 +227,7 @@ def test_a_policy_that_no_adapter_can_hold_is_refused(policy: ModelRef) -> None:
 
 
 def test_a_tokenizer_without_a_spare_token_is_left_as_it_is(tmp_path: Path) -> None:
-    """GPT-2's only special token ends each turn, and its embeddings have no room for another one."""
+    """GPT-2's only special token ends each turn, and its embeddings have no room for another token."""
     build_short_model(tmp_path / "base", 64)
     ref = ModelRef(base=str(tmp_path / "base"))
     tokenizer = load_tokenizer(ref)

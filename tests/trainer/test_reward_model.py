@@ -40,7 +40,7 @@ def packed_texts(ref: ModelRef, share: bool = True) -> Packed:
 
 
 def perturb(model: torch.nn.Module, seed: int = 0) -> None:
-    """Moves trainable parameters to where training might have taken them."""
+    """Change trainable parameters, as training might."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainable_parameters(model):
@@ -71,7 +71,7 @@ def test_each_new_head_has_the_variance_and_the_seed_asked_for(tiny_ref: ModelRe
         drawn.append(new_reward_model(tiny_ref, None, head_names(16, ())).classifier.score.weight.detach())
     assert torch.equal(drawn[0], drawn[1])
     weights = torch.cat(drawn[1:], -1)
-    # Within 5 standard errors of a variance, sqrt(2 / n): 0.026 of all 3072 weights, 0.1 of the 192 of a head.
+    # Within 5 standard errors of a variance, sqrt(2 / n): 0.026 for all 3072 weights, 0.1 for the 192 of one head.
     assert weights.var().item() == pytest.approx(1 / 97, rel=0.13)
     assert weights.var(-1).tolist() == pytest.approx([1 / 97] * 16, rel=0.5)
     assert torch.corrcoef(weights).fill_diagonal_(0).abs().max() < 0.5
@@ -88,11 +88,11 @@ def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
 
 
 def test_a_score_is_the_mean_of_normalised_members_on_the_scale_before(tiny_ref: ModelRef) -> None:
-    """One member spreads its rewards eight times as far as the other: in their plain mean it would decide alone."""
+    """One member spreads its rewards eight times as far as the other, so it alone would decide their plain mean."""
     model = new_reward_model(tiny_ref, None, head_names(2, ("style",)))
     factors = shares_of(torch.tensor([4.0, 0.5, 9.0], dtype=torch.double), model.heads)
     d = torch.tensor([3.0, -1.0, 50.0])
-    normalised = (3 / 4 - 1 / 0.5) / 2  # what is deployed prefers the other response
+    normalised = (3 / 4 - 1 / 0.5) / 2  # the deployed score prefers the other response
     mean_gain = (1 / 4 + 1 / 0.5) / 2
     assert model.score(d) > 0
     assert model.score(d * factors).item() == pytest.approx(normalised / mean_gain)
@@ -141,9 +141,9 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "v
 @pytest.mark.parametrize(
     "config",
     [
-        # Two weights of all experts at once: one adapter holds the other.
+        # Two weights of all experts at once: one adapter is nested in the other.
         MixtralConfig(**SIZES, intermediate_size=16, num_key_value_heads=1, num_local_experts=2),
-        # States narrower than the layers.
+        # States that are narrower than the layers.
         OPTConfig(**SIZES, word_embed_proj_dim=16, ffn_dim=32, do_layer_norm_before=False, max_position_embeddings=512),
     ],
     ids=["mixtral", "opt"],
@@ -186,7 +186,7 @@ def test_a_classifier_of_something_else_is_no_reward_model(tiny_ref: ModelRef, t
 
 
 def test_a_policy_with_one_label_is_no_reward_model(tiny_model: Path, tmp_path: Path) -> None:
-    """transformers would draw a head at random, with a warning: any policy would seem to be scored."""
+    """transformers would create a random head with a warning, so every policy would seem to have a score."""
     folder = shutil.copytree(tiny_model, tmp_path / "policy")
     config = json.loads((folder / "config.json").read_text()) | {"num_labels": 1}
     (folder / "config.json").write_text(json.dumps(config))
@@ -195,7 +195,7 @@ def test_a_policy_with_one_label_is_no_reward_model(tiny_model: Path, tmp_path: 
 
 
 def test_weights_that_are_not_all_there(reward_folder: Path, tmp_path: Path) -> None:
-    """transformers makes them up, at random, with a warning."""
+    """transformers fills them with random numbers and a warning."""
     folder = shutil.copytree(reward_folder, tmp_path / "torn")
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -215,7 +215,7 @@ def test_a_classifier_that_does_not_read_the_last_token_is_no_reward_model(tiny_
 
 
 def test_an_architecture_without_a_classifier_is_named_before_its_weights_are_read(tmp_path: Path) -> None:
-    GraniteConfig(vocab_size=260, hidden_size=32).save_pretrained(tmp_path)  # and no weights
+    GraniteConfig(vocab_size=260, hidden_size=32).save_pretrained(tmp_path)  # without weights
     with pytest.raises(ModelUnavailable, match=r"\(granite\) has no scalar head") as caught:
         new_reward_model(ModelRef(base=str(tmp_path)), None)
     assert "sequence classifier" in caught.value.advice

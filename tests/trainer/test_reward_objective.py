@@ -39,7 +39,7 @@ def pair_of(chosen: list[int], rejected: list[int], prompt: Sequence[int] = (1, 
 
 
 def test_a_ranking_holds_each_response_once_after_one_prompt() -> None:
-    """The pair with the longest response has its prompt cut; the whole ranking shares what is left."""
+    """The pair with the longest response has its prompt cut, and the whole ranking uses this cut prompt."""
     pairs = [
         pair_of([7], [8], ranking=5),
         pair_of([1], [2]),
@@ -69,7 +69,7 @@ def test_targets_by_hand() -> None:
         spec = spec_of(aspects=("style",), **changes)
         return targets_of(pairs, elements_of(pairs), spec).p.flatten(1).tolist()
 
-    # Chosen is A: 0.7, of which half the ties; style is B's, so against it.
+    # Chosen is A: 0.7, including half of the ties. B has the better style, so style is against chosen.
     half = p_of()
     assert half[0] == pytest.approx([0.7, 0.3, 0, 0.1, 0.9, 0])
     assert half[1] == pytest.approx([0.6, 0.4, 0, 0, 0, 0])
@@ -84,7 +84,7 @@ def test_targets_by_hand() -> None:
 
 @pytest.mark.parametrize(("soft", "share"), [(False, 0.9), (True, 0.74)])
 def test_label_smoothing_flips_a_share_of_hard_and_of_soft_labels(soft: bool, share: float) -> None:
-    """Of 0.8 of the labelers one in ten errs: 0.9 * 0.8 + 0.1 * 0.2. s(ln 3) is 3/4."""
+    """If 0.8 prefer chosen and one label in ten is flipped: 0.9 * 0.8 + 0.1 * 0.2. s(ln 3) is 3/4."""
     pairs, spec = [pair_of([7], [8], p_b=0.8)], spec_of(soft_labels=soft, label_smoothing=0.1)
     losses = pair_losses(
         torch.tensor([[[math.log(3)]], [[0.0]]]), targets_of(pairs, elements_of(pairs), spec), None, spec
@@ -109,7 +109,7 @@ def test_the_margin_is_of_the_strength_and_not_for_aspects(margin: str, expected
 
 
 def test_the_margin_is_the_winners() -> None:
-    """Two call B slightly better, one calls A much better: B wins, by no strength. Without a winner there is none."""
+    """Two prefer B slightly, one prefers A strongly: B wins with strength 0. Without a winner there is no strength."""
     pairs = [
         pair_of([7], [8], preference=-1 / 3, p_b=2.5 / 4),
         pair_of([7], [8], preference=1 / 3, p_b=1.5 / 4),
@@ -123,7 +123,7 @@ def test_the_margin_is_the_winners() -> None:
 
 @pytest.mark.parametrize("ties", ["rao_kupper", "davidson"])
 def test_a_hard_label_of_a_pair_without_a_winner_is_a_tie(ties: str) -> None:
-    """One vote each way, and most votes for a tie."""
+    """One vote for each side, and a majority for a tie."""
     pairs = [pair_of([7], [8], p_b=0.5, preference=0.0), pair_of([7], [8], p_b=0.625, p_tie=0.5, preference=0.5)]
     targets = targets_of(pairs, elements_of(pairs), spec_of(ties=ties, soft_labels=False))
     assert targets.p.flatten(1).tolist() == [[0, 0, 1], [0, 0, 1]]
@@ -133,10 +133,10 @@ def test_a_ranking_counts_as_often_as_comparisons_put_it_in_order_and_unrated_as
     ranking = [pair_of([i], [j], ranking=1, weight=2.0) for i, j in ((1, 2), (1, 3), (2, 3))]
     pairs = [*ranking, pair_of([7], [8], aspects={"style": 0.9})]
     targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",)))
-    # Three answers: two comparisons of weight 2, spread over three pairs.
+    # Three answers: two comparisons of weight 2, distributed over three pairs.
     torch.testing.assert_close(targets.share, torch.tensor([[4 / 3, 0], [4 / 3, 0], [4 / 3, 0], [1, 1]]))
     assert torch.equal(targets.weight, targets.share)
-    # (4 / 3 (1 + 2 + 3) + 4) / 5 of the first head, 40 of the second; their mean.
+    # (4 / 3 (1 + 2 + 3) + 4) / 5 for the first head, 40 for the second; then their mean.
     losses = torch.tensor([[1.0, 10], [2, 20], [3, 30], [4, 40]])
     loss = weighted_loss(losses, targets.weight, targets.share.sum(0))
     assert loss.item() == pytest.approx(((4 / 3 * 6 + 4) / 5 + 40) / 2)
@@ -144,7 +144,7 @@ def test_a_ranking_counts_as_often_as_comparisons_put_it_in_order_and_unrated_as
 
 
 def test_a_tie_without_a_hard_label_counts_where_an_aspect_has_a_winner() -> None:
-    """Two responses as good as each other, one of them in better style: in a ranking, and alone."""
+    """Two equally good responses, one of them with better style: in a ranking, and alone."""
     winner, tie = {"p_b": 0.8}, {"p_b": 0.5, "preference": 0.0, "aspects": {"style": 0.9}}
     pairs = [pair_of([1], [2], ranking=1, **winner), pair_of([1], [3], ranking=1, **tie), pair_of([2], [3], **tie)]
     targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",), soft_labels=False))
@@ -156,7 +156,7 @@ def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_o
     pairs = [pair_of([1], [2 + i % 2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
     elements = elements_of(pairs)
     spec = spec_of(ensemble=3, aspects=("style",))
-    weight = targets_of(pairs, elements, spec).weight * 1.5  # of three answers
+    weight = targets_of(pairs, elements, spec).weight * 1.5  # three answers
     assert torch.equal(weight[::2], weight[1::2])
     assert weight[:, 3].tolist() == [0] * 4000
     draws = weight[::2, :3]
@@ -184,11 +184,11 @@ def test_the_tie_parameter_starts_where_equal_responses_tie_as_often_as_pairs_do
 
 @pytest.mark.parametrize("ties", ["rao_kupper", "davidson"])
 def test_the_tie_parameter_moves_fast_with_a_gradient_like_any_others(tiny_ref: ModelRef, ties: str) -> None:
-    """Were its gradient as much larger, clipping by the norm would leave little of everything else's."""
+    """If its gradient were scaled too, clipping by the norm would leave little of all other gradients."""
     objective = RewardObjective(new_reward_model(tiny_ref, None), ties, 0.3)
     start = objective.tie()
     assert start is not None
-    # d tie / d raw: 1 for ln nu; for ln theta, a softplus n = log(1 + e^x), s(x) = 1 - e^-n.
+    # d tie / d raw: 1 for ln nu. For ln theta, a softplus n = log(1 + e^x), it is s(x) = 1 - e^-n.
     expected = 1 - math.exp(-start.item()) if ties == "rao_kupper" else 1
     gradient = torch.autograd.grad(start.sum(), objective.raw_ties[0])[0]
     assert gradient.tolist() == pytest.approx([expected])
@@ -209,7 +209,7 @@ def one_process() -> Iterator[None]:
 
 
 def test_the_tie_parameter_is_read_whole_where_weights_are_shared_out(tiny_ref: ModelRef, one_process: None) -> None:
-    """What is measured between the steps asks for it outside of any forward pass."""
+    """Measurements between steps read it outside of a forward pass."""
     objective = RewardObjective(new_reward_model(tiny_ref, None, ("reward/0", "reward/1")), "davidson", 0.3)
     shard(objective, torch.device("cpu"), 1)
     assert isinstance(objective.raw_ties[0], DTensor)

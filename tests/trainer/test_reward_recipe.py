@@ -68,7 +68,7 @@ def test_learns_a_preference_and_normalises_its_rewards(
 
 
 def test_it_leaves_what_it_says_of_every_comparison(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """The probability that B is better, whichever side people chose; ties that hard labels leave out are scored too."""
+    """It stores the probability that B is better, whichever side won, also for ties that hard labels leave out."""
     rows = separable_pairs(40, 10)
     rows += [
         row.model_copy(
@@ -97,7 +97,7 @@ def test_it_leaves_what_it_says_of_every_comparison(tiny_ref: ModelRef, store: A
         assert fitted is not None
         with torch.no_grad():
             a, b = model(pack(fitted.sequences, tokenizer.pad_token_id, share=True))[:, 0].tolist()
-        # Rewards are brought to standard deviation 1; Bradley-Terry holds for the scale they had before.
+        # Rewards are scaled to standard deviation 1; Bradley-Terry holds for their scale before.
         d = (b - a) / result.gains[0]
         assert by_id[row.comparison_id].p_b == pytest.approx(1 / (1 + math.exp(-d)), abs=1e-4)
     heldout_right = [(by_id[row.comparison_id].p_b > 0.5) == (row.p_b > 0.5) for row in rows[:10]]
@@ -129,7 +129,7 @@ def test_microbatches_change_nothing(tiny_ref: ModelRef, store: ArtifactStore, t
 
 
 def test_the_loss_of_the_first_step_by_hand(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """One batch holds every row, so its loss is a weighted mean over the snapshot at the initial weights."""
+    """One batch contains every row, so its loss is a weighted mean over the snapshot at the initial weights."""
     rows = [row.model_copy(update={"weight": 1 + row.comparison_id % 3}) for row in separable_pairs(24, 0)]
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     settings = Optimiser(learning_rate=1e-3, batch_size=24, microbatch_size=24)
@@ -163,7 +163,7 @@ def test_ties_pull_rewards_together_only_as_soft_labels(
     result, _ = train(hard, store)
     assert result.train_pairs == 30
     assert result.dropped == ("1 comparisons are ties, which hard labels cannot say: 99",)
-    # An aspect may have a winner where the whole has none.
+    # An aspect may have a winner although the comparison is a tie.
     styled = [row.model_copy(update={"aspects": {"style": row.p_b if row.p_b != 0.5 else 0.9}}) for row in rows]
     pairs = encode_pairs(styled, ChatEncoder(load_tokenizer(tiny_ref), 512))
     assert [len(p) for p in reward.usable(hard.model_copy(update={"aspects": ("style",)}), pairs)] == [31, 0, 0]
@@ -209,7 +209,7 @@ def test_a_diverging_run_says_so_and_saves_nothing(
 
 
 def test_a_last_step_that_diverges_is_named_too(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    """No loss is computed after it: only the rewards of what is measured tell."""
+    """No loss is computed after the last step, so only the measured rewards show it."""
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 4))
     settings = Optimiser(learning_rate=1, batch_size=24, warmup_ratio=0).model_copy(update={"learning_rate": 1e25})
     with pytest.raises(TrainingDiverged, match="gives NaN or infinite rewards"):
@@ -231,7 +231,7 @@ def test_cancelling_saves_nothing(tiny_ref: ModelRef, separable_snapshot: Path, 
     assert not store.exists("models/rm")
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 class Killed(Exception):
@@ -239,7 +239,7 @@ class Killed(Exception):
 
 
 class Killing(ConsoleReporter):
-    """Ends a run at a step, as SIGKILL would: nothing after it happens."""
+    """Ends a run at a step like SIGKILL: nothing happens afterwards."""
 
     def __init__(self, at: int) -> None:
         super().__init__(stream=None)
@@ -255,7 +255,7 @@ class Killing(ConsoleReporter):
 def test_a_killed_run_goes_on_to_the_same_bytes(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None, folds: int
 ) -> None:
-    """With ties and an ensemble, whose parameters and bootstrap weights have to be found again too."""
+    """It includes ties and an ensemble, whose parameters and bootstrap weights must be restored."""
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(48 if folds else 40, 8))
     settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
     spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, folds=folds, ties="davidson", ensemble=2)
@@ -291,7 +291,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
 
 
 def rankings(count: int, k: int = 4) -> list[PairRow]:
-    """All pairs of `count` rankings of k responses each, the one with more apples being better."""
+    """Return all pairs of `count` rankings of k responses each; responses with more apples are better."""
     rows = []
     for number in range(count):
         for i, j in itertools.combinations(range(k), 2):
@@ -321,7 +321,7 @@ def first_step(spec: RewardSpec, store: ArtifactStore) -> tuple[float, float]:
 def test_a_ranking_is_one_element_with_the_loss_and_gradient_of_its_pairs(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four rankings of four: as 4 elements, and as 24 pairs whose mean is the same, since all are of one size."""
+    """Four rankings of four as 4 elements, and as 24 pairs: the mean is the same, because all have the same size."""
     rows = rankings(4)
     together = write_rows(tmp_path / "together.jsonl", rows)
     apart = write_rows(tmp_path / "apart.jsonl", [row.model_copy(update={"ranking": None}) for row in rows])
@@ -368,7 +368,7 @@ def test_shared_and_plain_rows_train_alike(
 def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Labelers prefer apples; the style that they rated apart is the other way round, and only in half the rows."""
+    """Labelers prefer apples. The separately rated style prefers the opposite, and only half of the rows rate it."""
     rows = [
         row.model_copy(update={"aspects": {"style": 1 - row.p_b}}) if row.comparison_id % 2 else row
         for row in separable_pairs(120, 40)
@@ -389,7 +389,7 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
     assert (d[:, :2] > 0).float().mean() > 0.9
     assert (d[:, 2] < 0).float().mean() > 0.9
     assert not torch.allclose(rewards[:, 0], rewards[:, 1], atol=1e-2)  # members differ
-    # What it says of each comparison is what its normalised members say together, as they are deployed.
+    # Its view of each comparison is the combined output of its normalised members, as deployed.
     lines = (store.resolve("models/rm") / REWARD_VIEWS).read_text().splitlines()
     p_b = {view.comparison_id: view.p_b for view in map(RewardView.model_validate_json, lines)}
     said = [p_b[row.comparison_id] if row.p_b > 0.5 else 1 - p_b[row.comparison_id] for *_, row in pairs]
@@ -399,7 +399,7 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
 
 @pytest.mark.parametrize(
     ("aspects", "message"),
-    [(("style",), "head for style needs at least 20 .* there are 0"), (("reward",), "cannot be an aspect's")],
+    [(("style",), "head for style needs at least 20 .* there are 0"), (("reward",), "cannot be the name of an aspect")],
 )
 def test_aspects_that_cannot_be_learned_are_refused(
     tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore, aspects: tuple[str, ...], message: str
@@ -415,7 +415,7 @@ def test_aspects_that_cannot_be_learned_are_refused(
 def test_the_tie_parameter_is_learned(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, ties: str, expected: float
 ) -> None:
-    """Apples win 50 %, rocks 10 %, 40 % are ties. Only one d and parameter give that.
+    """Apples win 50 %, rocks win 10 %, and 40 % are ties. Only one d and one parameter give these shares.
 
     Rao-Kupper: s(d - n) = 1/2, so d = n, and s(-2 n) = 1/10: n = ln 3. Davidson: nu = P(tie) / sqrt(P(c) P(r)).
     """
@@ -435,13 +435,13 @@ def test_the_tie_parameter_is_learned(
 
 @pytest.mark.parametrize(("soft", "share"), [(True, 1 / 6), (False, 1 / 3)])
 def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, share: float) -> None:
-    """One labeler each: those who said tie may be wrong half the time, which a hard label does not know."""
+    """One labeler each: those who said tie may be wrong half of the time, which hard labels ignore."""
     rows = separable_pairs(30, 0)
     rows[:10] = [row.model_copy(update={"p_b": 0.5, "p_tie": 0.5, "preference": 0.0}) for row in rows[:10]]
     pairs = encode_pairs(rows, ChatEncoder(load_tokenizer(tiny_ref), 512)).train
     spec = RewardSpec(trunk="trained", backbone=tiny_ref, snapshot="", ties="davidson", soft_labels=soft)
     assert reward.tie_share(spec, pairs) == pytest.approx(share)
-    # Where all rewards are equal, the parameter says from the start what is seen.
+    # If all rewards are equal, the parameter gives the observed share from the start.
     objective = RewardObjective(new_reward_model(tiny_ref, None), spec.ties, reward.tie_share(spec, pairs))
     ties = objective.all_ties()
     assert ties is not None
@@ -475,10 +475,10 @@ def test_report_and_card_say_what_the_model_is_made_of(
 
 
 def test_each_rewritten_text_is_read_with_as_much_of_the_prompt_as_it_leaves_room_for(tiny_ref: ModelRef) -> None:
-    """As the reward model reads a policy's responses: no trick makes another text of its prompt lose the prompt."""
+    """This is how the reward model reads a policy's responses: a long trick must not shorten other texts' prompt."""
     tokenizer = load_tokenizer(tiny_ref)
     whole = ChatEncoder(tokenizer, 10_000).prompt(user("Why?"))
-    texts = ("a" * 5, "b" * 9, "c" * (len(whole) + 5))  # a byte is a token, and the end of the turn is one
+    texts = ("a" * 5, "b" * 9, "c" * (len(whole) + 5))  # a byte is a token, and the end of the turn is one token
 
     def prompt_lengths(elements: Sequence[Element], message: str) -> torch.Tensor:
         return torch.tensor([[float(len(s.prompt))] for element in elements for s in element.sequences])

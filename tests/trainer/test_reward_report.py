@@ -31,7 +31,7 @@ from trainer.reward.report import (
 
 
 def pair_of(number: int = 0, chosen: int = 2, rejected: int = 2, **row: object) -> Pair:
-    """A pair whose B is better, with responses of these many tokens."""
+    """Return a pair whose B is better, with responses of these many tokens."""
     fields = {"comparison_id": number, "prompt_id": number, "messages": user("?"), "split": "heldout"}
     fields |= {"response_a": "worse one", "response_b": "better one", "preference": 1.0, "p_b": 0.8} | row
     built = PairRow(**fields)
@@ -49,7 +49,7 @@ def test_accuracy_by_strength_and_slice_against_the_labelers() -> None:
     pairs = [
         pair_of(0, preference=0.4, agreement=0.75, slices={"domain": "x"}, **several),
         pair_of(1, preference=-1.5, p_b=0.1, agreement=0.5, weight=3.0, slices={"domain": "y"}, **several),
-        pair_of(2, preference=3.0, agreement=1.0, slices={"domain": "y"}, judgments=(4,)),  # judged by one alone
+        pair_of(2, preference=3.0, agreement=1.0, slices={"domain": "y"}, judgments=(4,)),  # judged by one labeler only
         pair_of(3, preference=2.6, slices={"domain": "y"}),
     ]
     figures = pair_figures(measured_of(pairs, [1.0, -1.0, 1.0, 0.0]))
@@ -62,7 +62,7 @@ def test_accuracy_by_strength_and_slice_against_the_labelers() -> None:
         "domain=x": (1, 1.0),
         "domain=y": (3, 0.5),
     }
-    # Of two pairs with weights 1 and 3: labelers (0.75 + 3 * 0.5) / 4; the model is right, then wrong.
+    # Two pairs with weights 1 and 3: labelers (0.75 + 3 * 0.5) / 4. The model is right on one and wrong on the other.
     against = figures["against_labelers"]
     assert (against["pairs"], against["accuracy"], against["judged_by_several"]) == (4, 0.625, 2)
     assert against["labelers"] == pytest.approx(2.25 / 4)
@@ -72,14 +72,14 @@ def test_accuracy_by_strength_and_slice_against_the_labelers() -> None:
 
 
 def test_a_labeler_who_said_tie_agrees_with_neither_side() -> None:
-    """Five said B, two A, three that both are as good; the model is right, then wrong, then undecided."""
+    """Five said B, two A, and three said tie; the model is right, then wrong, then undecided."""
     pairs = [pair_of(i, agreement=0.5, opposed=0.2, judgments=tuple(range(10))) for i in range(3)]
     models = []
     for pair, d in zip(pairs, [1.0, -1.0, 0.0], strict=True):
         models.append(pair_figures(measured_of([pair], [d]))["against_labelers"])
     assert [figures["model"] for figures in models] == pytest.approx([0.5, 0.2, 0.35])
     assert [figures["labelers"] for figures in models] == pytest.approx([0.5] * 3)
-    # Of 90 ordered pairs 5 * 4 + 2 * 1 chose alike; with one of the 3 undecided before one of the 7, half of 21.
+    # Of 90 ordered pairs, 5 * 4 + 2 * 1 chose alike; with one of 3 undecided first and one of 7 second, half of 21.
     assert [figures["another"] for figures in models] == pytest.approx([(22 + 10.5) / 90] * 3)
 
 
@@ -88,7 +88,7 @@ def test_what_another_labeler_chose_is_counted_over_pairs_of_people() -> None:
         pair_of(0, agreement=2 / 3, opposed=1 / 3, judgments=(1, 2, 3), weight=2.0),  # 2 of 6 ordered pairs
         pair_of(1, agreement=1.0, opposed=0.0, judgments=(4, 5)),  # both of 2
         pair_of(2, agreement=0.5, opposed=0.5, judgments=(6, 7), weight=3.0),  # none of 2
-        pair_of(3, agreement=0.9, opposed=0.1),  # how many there were is not known
+        pair_of(3, agreement=0.9, opposed=0.1),  # the number of labelers is unknown
     ]
     figures = pair_figures(measured_of(rows, [1.0] * 4))["against_labelers"]
     assert figures["another"] == pytest.approx((2 * 2 / 6 + 1 + 3 * 0) / 6)
@@ -100,7 +100,7 @@ def test_strengths_are_the_winners_and_up_to_four() -> None:
         pair_of(0, preference=4.0),
         pair_of(1, preference=-3.6, p_b=0.1),
         pair_of(2, preference=2.5),
-        pair_of(3, preference=-1.8, p_b=0.6),  # the few who said A said it louder
+        pair_of(3, preference=-1.8, p_b=0.6),  # the few who said A gave a higher strength
     ]
     figures = pair_figures(measured_of(pairs, [1.0, -1.0, 1.0, 1.0]))
     assert {name: (f["pairs"], f["accuracy"]) for name, f in figures["by_strength"].items()} == {
@@ -121,7 +121,7 @@ def test_calibration_separability_and_length() -> None:
     d = [3.0, 1.0, 2.0, -1.0]
     figures = pair_figures(measured_of(pairs, d))
     s = [1 / (1 + math.exp(-abs(x))) for x in d]
-    # |d| = 1 twice, right once: one bin; 2 and 3 are in bins of their own.
+    # |d| = 1 twice, right once: one bin. 2 and 3 are in separate bins.
     ece = (abs(0.5 - s[1]) * 2 + (1 - s[0]) + (1 - s[2])) / 4
     assert figures["calibration"]["ece"] == pytest.approx(ece, abs=1e-6)
     assert [(bar["pairs"], bar["accuracy"]) for bar in figures["calibration"]["reliability"]] == [
@@ -134,7 +134,7 @@ def test_calibration_separability_and_length() -> None:
     assert (easy["pairs"], easy["accuracy"], hard["pairs"], hard["accuracy"]) == (2, 1.0, 2, 0.5)
     assert easy["separability"] == pytest.approx(2 / 2**0.5)
     assert hard["separability"] == pytest.approx(0.5 / (3 / 2**0.5))
-    # Differences in length 200, -100, 0, 1: the model prefers the longer in 1 of 3, people in 2 of 3.
+    # Length differences 200, -100, 0, 1: the model prefers the longer one in 1 of 3 pairs, people in 2 of 3.
     length = figures["length"]
     assert length["bias"] == pytest.approx(1 / 3 - 2 / 3)
     assert length["matched_accuracy"] == 0.5
@@ -145,7 +145,7 @@ def test_calibration_separability_and_length() -> None:
 
 
 def test_intervals_take_prompts_as_clusters() -> None:
-    """Against statsmodels: accuracy and length bias are means with errors clustered by prompt."""
+    """Compare with statsmodels: accuracy and length bias are means with errors clustered by prompt."""
     generator = np.random.default_rng(0)
     pairs = [
         pair_of(i, prompt_id=i // 3, chosen=int(generator.integers(5, 40)), rejected=int(generator.integers(5, 40)))
@@ -163,7 +163,7 @@ def test_intervals_take_prompts_as_clusters() -> None:
     low, high = fitted.conf_int()[0]
     assert figures["length"]["bias"] == pytest.approx(fitted.params[0], abs=1e-6)
     assert found["length_bias"] == pytest.approx([low, high], abs=1e-4)
-    # Wilson's interval of as many independent pairs as have the clustered variance.
+    # Wilson's interval for the number of independent pairs that would have the clustered variance.
     right = (d > 0).astype(float)
     error = sm.OLS(right, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": np.arange(120) // 3}).bse[0]
     effective = right.mean() * (1 - right.mean()) / error**2
@@ -200,9 +200,9 @@ def test_rao_kupper_pairs_that_are_decided_are_clearer_than_d() -> None:
 
 def test_heads_are_measured_by_what_they_score() -> None:
     pairs = [
-        pair_of(0, aspects={"style": 0.1}),  # B is better, A has the style
+        pair_of(0, aspects={"style": 0.1}),  # B is better, A has the better style
         pair_of(1, p_b=0.1, preference=-1.0, aspects={"style": 0.3}),
-        pair_of(2, p_b=0.5, preference=0.0, aspects={"style": 0.9}),  # undecided, but in style
+        pair_of(2, p_b=0.5, preference=0.0, aspects={"style": 0.9}),  # a tie, but with a winner in style
         pair_of(3, aspects={"style": 0.5}),
     ]
     d = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]])
@@ -215,7 +215,7 @@ def test_heads_are_measured_by_what_they_score() -> None:
 
 
 def length_scorer(variants: Sequence[Variants]) -> list[list[float | None]]:
-    """A reward model that counts tens of characters, and has room for 1000."""
+    """A reward model that counts tens of characters and accepts up to 1000."""
     return [[len(text) / 10 if len(text) <= 1000 else None for text in texts] for _, texts in variants]
 
 
@@ -226,12 +226,12 @@ def test_probes_by_arithmetic_on_a_model_that_likes_length() -> None:
     ]
     figures = probe_figures(pairs, length_scorer)
     assert (figures["pairs"], figures["too_long"]) == (2, 0)
-    # Expanded, the worse answer of the first pair has 8 characters: still shorter. Nothing to expand in the second.
+    # Expanded, the worse answer of the first pair has 8 characters: still shorter. Nothing changes in the second pair.
     assert figures["invariance"]["contractions"] == {"pairs": 1, "flipped": 0.0, "mean_change": pytest.approx(0.1)}
-    # A longer better answer (9 to 10, 8 to 9) or worse one (7 to 8, 12 to 13) turns no order round.
+    # A longer better answer (9 to 10, 8 to 9) or worse answer (7 to 8, 12 to 13) changes no order.
     newline = figures["invariance"]["trailing_newline"]
     assert newline == {"pairs": 2, "flipped": 0.0, "mean_change": pytest.approx(0.1)}
-    # In bold every text is 4 longer: 7 + 4 > 9 turns the first order round; 8 + 4 = 12 is not more, but no longer less.
+    # Bold adds 4 characters: 7 + 4 > 9 changes the first order; 8 + 4 = 12 is not more, but no longer less.
     bold = figures["invariance"]["bold"]
     assert (bold["pairs"], bold["flipped"]) == (2, 0.5)
     assert bold["mean_change"] == pytest.approx(0.4)
@@ -266,7 +266,7 @@ def test_probed_pairs_are_of_different_prompts_and_within_what_training_took() -
     assert len(everything) == 256
     assert len({pair.row.prompt_id for pair in everything}) == 256
     assert everything == probed_pairs(pairs, 10**9, torch.Generator().manual_seed(0))
-    # 2 responses, 2 x 6 edits and 7 probes of 2 tokens and a prompt of 1: 43 tokens a pair.
+    # 2 responses, 2 x 6 edits and 7 probes of 2 tokens each and a prompt of 1 token: 43 tokens per pair.
     some = probed_pairs([pair_of(i) for i in range(100)], 43 * 30, torch.Generator().manual_seed(0))
     assert len(some) == 30
     assert len(probed_pairs([pair_of(i) for i in range(100)], 0, torch.Generator().manual_seed(0))) == 16
@@ -311,7 +311,7 @@ def report_of(measured: Measured, **changes: object) -> dict:
 
 
 def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
-    judged = {"agreement": 0.75, "judgments": (1, 2, 3, 4)}  # three for one side: 6 of 12 ordered pairs chose alike
+    judged = {"agreement": 0.75, "judgments": (1, 2, 3, 4)}  # three for one side: 6 of 12 ordered pairs agree
     pairs = [pair_of(i, **judged, slices={"domain": "x|y"}) for i in range(4)]
     measured = measured_of(pairs, [2.0, 2.0, 2.0, -2.0])
     report = report_of(measured, **pair_figures(measured), probes=probe_figures(pairs, length_scorer))
@@ -325,7 +325,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "- 1 comparisons have weight 0: 7",
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
-        "With 4 comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
+        "With 4 comparisons, accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
         "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.500 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)
     ):
@@ -345,7 +345,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
 def test_without_held_out_pairs_the_card_says_that_nothing_is_known() -> None:
     report = report_of(measured_of([], []))
     card = model_card(RewardSpec(trunk="trained", backbone=ModelRef(base="b"), snapshot="s"), report)
-    assert "nothing is known" in card
+    assert "it is not known how this model performs" in card
     assert "Probes" not in card
     assert report_metrics(report) == {}
 
@@ -357,7 +357,7 @@ def test_tables_are_markdown() -> None:
 
 
 def test_what_an_ai_judge_said_trains_and_measures_nothing() -> None:
-    """Two comparisons that people judged, one of them rightly told; and two of judges, both told wrongly."""
+    """People judged two comparisons, and the model is right on one. Judges judged two, and it is wrong on both."""
     pairs = [pair_of(0), pair_of(1), pair_of(2, source="ai", split="train"), pair_of(3, source="ai", split="train")]
     rewards = torch.tensor([[1.0, -1.0, -1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])[..., None]
     spec = RewardSpec(backbone=ModelRef(base="-"), snapshot="-", ensemble=1)

@@ -1,4 +1,4 @@
-"""The sampler: every wanted sample once, whatever the batch; prompts that are too long; cancelling."""
+"""The sampler returns every wanted sample once, for any batch size; prompts that are too long; cancelling."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_batch_size_changes_nothing(model: torch.nn.Module, tiny_model: Path) ->
 def test_a_prompt_that_is_too_long_loses_its_middle(model: torch.nn.Module, tiny_model: Path) -> None:
     [[response]] = sampler(model, tiny_model).respond([(row(1, "a" * 250 + "z" * 250), [0])], 4)
     assert len(response.prompt) == 120
-    # Of 120 tokens the template takes 19 and the ellipsis 3.
+    # Of 120 tokens, the template takes 19 and the ellipsis takes 3.
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
     assert response.prompt == encoder.prompt(user("a" * 49 + "…" + "z" * 49))
 
@@ -96,7 +96,7 @@ def test_a_cancelled_run_ends_in_the_middle_of_a_batch(model: torch.nn.Module, t
 
 
 def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: Path) -> None:
-    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away."""
+    """Some tokenizers other than byte-pair ones remove spaces before punctuation when they decode."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<s>", "do", "n't", ".", "No", "?"])}, "<s>"))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<s>", chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=True
@@ -107,7 +107,7 @@ def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: P
 
 
 def test_a_control_token_in_an_answer_is_seen(model: torch.nn.Module, tiny_model: Path) -> None:
-    """The policy is trained on it. Judges read its name, and so does the reward model: as text, which ends nothing."""
+    """The policy is trained on it. People and the reward model read its name as text, which does not end the turn."""
     sampled = sampler(model, tiny_model)
     encoder, tokenizer = sampled.encoder, sampled.encoder.tokenizer
     ids = [*encoder.completion("Yes", False), *tokenizer.convert_tokens_to_ids(["<|im_start|>"])]
@@ -117,7 +117,7 @@ def test_a_control_token_in_an_answer_is_seen(model: torch.nn.Module, tiny_model
     assert sampled._text(Sample(said[:-1], [], finished=False)) == text
     read = encoder.completion(text)
     assert tokenizer.decode(read) == text + "<|im_end|>"
-    assert len(read) == len(text) + 1  # a byte is a token, and the end of the turn is one
+    assert len(read) == len(text) + 1  # a byte is a token, and the end of the turn is one token
 
 
 def test_no_two_purposes_runs_prompts_or_places_share_a_seed() -> None:

@@ -1,4 +1,4 @@
-"""The end of a run's log: whose lines it takes, how long it gets, and what it never holds."""
+"""The end of a run's log: which threads' lines it collects, its maximum length, and that it contains no secrets."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from trainer.service.run_log import LINES, LONGEST, RunLog
 
 
 def lines(log: RunLog) -> list[str]:
-    """Without their times."""
+    """Return the lines without their times."""
     return [line[20:] for line in log.text.splitlines()]
 
 

@@ -41,7 +41,7 @@ def by_key(completions: list[Completion]) -> dict[tuple[int, int], Completion]:
 
 
 def test_every_sample_is_handed_on_once_in_batches(spec: SampleSpec, store: ArtifactStore) -> None:
-    # Long enough that some end by themselves: one token of 260 is the end.
+    # Answers are long enough that some finish: one token of 260 is the end.
     spec = spec.model_copy(update={"generation": spec.generation.model_copy(update={"max_new_tokens": 60})})
     batches: list[list[Completion]] = []
     reporter = ConsoleReporter(stream=None)
@@ -51,7 +51,7 @@ def test_every_sample_is_handed_on_once_in_batches(spec: SampleSpec, store: Arti
         (100 + i, k) for i in range(9) for k in range(3)
     ]
     assert len(batches) >= 3
-    assert all(len(batch) % 3 == 0 for batch in batches)  # prompts come whole: their pairs can be asked at once
+    assert all(len(batch) % 3 == 0 for batch in batches)  # prompts come whole, so that their pairs can be asked at once
     assert len({c.seed for c in completions}) == 27
     for c in completions:
         assert c.sampling == {"temperature": 0.9, "max_new_tokens": 60}
@@ -100,7 +100,7 @@ def test_some_models_answer_only_what_is_held_out(
     assert sample.sample(both, store, reporter, found.extend).samples == 9 * 3 + 2 * 3
     expected = [(100 + i, index) for i in range(9) for index in range(6 if i < 2 else 3)]
     assert sorted(by_key(found)) == expected
-    # The same samples as without: which prompts others answer changes nothing.
+    # The same samples as before: it has no effect which prompts others answer.
     whole: list[Completion] = []
     sample.sample(both.model_copy(update={"heldout_models": 0}), store, reporter, whole.extend)
     assert {key: each for key, each in by_key(whole).items() if key in by_key(found)} == by_key(found)
@@ -126,7 +126,7 @@ def test_several_models_are_sampled_in_one_run(
     assert sorted(by_key(whole)) == [(100 + i, index) for i in range(9) for index in range(6)]
     assert len({c.seed for c in whole}) == 54
 
-    # The first model's samples are those it gives alone; the second's come from the second.
+    # The first model's samples are the same as alone; the second's come from the second model.
     alone: list[Completion] = []
     sample.sample(spec, store, ConsoleReporter(stream=None), alone.extend)
     assert by_key(alone).items() <= by_key(whole).items()
@@ -137,7 +137,7 @@ def test_several_models_are_sampled_in_one_run(
         *_, [(_, [made_again])] = generate(model, [prompt], [[completion.seed]], sampling, encoder.end_id, rows=1)
         assert encoder.tokenizer.decode(made_again.body, skip_special_tokens=False) == completion.text
 
-    # A run that was cut within the second model loads that one only.
+    # If a run was interrupted during the second model, it loads only that model.
     kept = [c for c in whole if c.sample_index < 3 or c.prompt_id < 103]
     rest: list[Completion] = []
     sample.sample(both, store, ConsoleReporter(stream=None), rest.extend, done=by_key(kept).keys())
@@ -166,7 +166,7 @@ def test_what_a_later_model_lacks_is_told_before_the_first_is_sampled(
 
 def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: ArtifactStore) -> None:
     rows = read_prompts(Path(spec.prompts))
-    long = rows[4].model_copy(update={"messages": user("z" * 474)})  # 19 tokens more, and 20 new ones: 513
+    long = rows[4].model_copy(update={"messages": user("z" * 474)})  # 19 tokens of template, and 20 new ones: 513
     write_rows(Path(spec.prompts), [*rows[:4], long, *rows[5:]])
     note = "1 prompts lost a part, to stay within 512 tokens with 20 new ones: 104"
     everything = {(row.id, index) for row in rows for index in range(3)}
@@ -176,9 +176,9 @@ def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: Arti
         return sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None, done).notes
 
     assert notes((104, 0)) == (note,)
-    assert notes((108, 0)) == (note,)  # a run that was cut says what it said before, too
+    assert notes((108, 0)) == (note,)  # a resumed run gives the same notes
 
-    # Of two models, the first of which was done.
+    # Two models, of which the first is complete.
     spec = spec.model_copy(update={"models": spec.models * 2})
     result = sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None, everything)
     assert result.notes == (note,)
@@ -212,7 +212,7 @@ def test_on_the_command_line_completions_become_a_file(spec: SampleSpec, store: 
 def test_reward_models_say_what_they_think_of_each_sample(
     spec: SampleSpec, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Each head's reward of the text as people read it, batch by batch; the samples themselves are the same."""
+    """Each head's reward of the text that people read, batch by batch; the samples themselves are unchanged."""
     two = build_reward_model(tmp_path / "two", tiny_ref, seed=3, heads=("reward/0", "reward/1"))
     one = build_reward_model(tmp_path / "one", tiny_ref, seed=4)
     plain: list[Completion] = []
@@ -232,7 +232,7 @@ def test_reward_models_say_what_they_think_of_each_sample(
             batch = pack([TokenSequence(tokens[:-1], tokens[-1:])], tokenizer.pad_token_id, model.share)
             expected += model(batch)[0].tolist()
         assert c.sampling["reward"]["heads"] == pytest.approx(expected, abs=1e-4)
-    json.dumps([c._asdict() for c in scored])  # as they are stored
+    json.dumps([c._asdict() for c in scored])  # the stored format
 
 
 def test_rewards_that_are_no_numbers_end_the_run_by_name(
@@ -241,7 +241,7 @@ def test_rewards_that_are_no_numbers_end_the_run_by_name(
     folder = build_reward_model(tmp_path / "broken", tiny_ref)
     weights = load_file(folder / "model.safetensors")
     for name in ("model.norm.weight", "score.weight"):
-        weights[name].fill_(1e20)  # numbers, whose product is none
+        weights[name].fill_(1e20)  # finite numbers whose product is infinite
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     kept: list[Completion] = []
     with pytest.raises(TrainingDiverged, match=r"responses got a score that is not a number.* prompt \d+\."):

@@ -1,4 +1,4 @@
-"""Sampling through an OpenAI-compatible server: what is asked of it, and what is said where it fails."""
+"""Sampling through an OpenAI-compatible server: the requests, and the errors if it fails."""
 
 import re
 import socket
@@ -77,7 +77,7 @@ def test_as_many_requests_as_allowed_are_under_way_and_no_more(vllm: Vllm) -> No
     together = threading.Barrier(3)
 
     def wait_for_others(handler: Handler) -> None:
-        together.wait(timeout=20)  # breaks unless three are under way at once
+        together.wait(timeout=20)  # fails unless three requests run at once
         handler.complete()
 
     vllm.ordinary = wait_for_others
@@ -86,7 +86,7 @@ def test_as_many_requests_as_allowed_are_under_way_and_no_more(vllm: Vllm) -> No
 
 
 def test_the_server_is_kept_busy_while_answers_are_worked_on(vllm: Vllm) -> None:
-    """Scoring a batch can take longer than a request may; no request must end for that."""
+    """Scoring a batch can take longer than a request's timeout; this must not end a request."""
     handed_on, all_asked = threading.Event(), threading.Event()
 
     def wait_for_the_first_batch(handler: Handler) -> None:
@@ -120,7 +120,7 @@ def test_the_server_is_kept_busy_while_answers_are_worked_on(vllm: Vllm) -> None
 )
 def test_what_failed_by_chance_is_tried_again(vllm: Vllm, faults: list[Fault]) -> None:
     vllm.faults = list(faults)
-    seconds = 2 if hang in faults else 20  # a slow machine's ordinary answers are not to be asked for twice
+    seconds = 2 if hang in faults else 20  # a slow machine's ordinary answers must not time out
     answers = respond(spec_of(vllm, concurrency=1, timeout_seconds=seconds), rows=ROWS[:2])
     assert len(answers) == 4
     assert len(vllm.requests) == 4 + len(faults)
@@ -177,7 +177,7 @@ def test_a_wrong_key_and_a_right_one(vllm: Vllm) -> None:
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 def test_a_server_cannot_send_prompts_or_the_key_on_to_another_address(vllm: Vllm, code: int) -> None:
-    """Whatever the other address is a name of, now or once it is asked: it is not asked."""
+    """It is never contacted, whatever its name resolves to."""
     with Vllm() as inside:
         thread = threading.Thread(target=inside.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -189,13 +189,13 @@ def test_a_server_cannot_send_prompts_or_the_key_on_to_another_address(vllm: Vll
     assert inside.requests == []
     assert "sends requests on to another address" in error.message
     assert elsewhere not in str(error)
-    assert len(vllm.requests) == 1  # asking again would change nothing
+    assert len(vllm.requests) == 1  # a retry would change nothing
 
 
 def test_a_key_with_a_line_end_is_taken_without_and_one_that_cannot_be_sent_is_not_told(vllm: Vllm) -> None:
     vllm.key = "secret"
     assert len(respond(spec_of(vllm), "secret\n")) == 12
-    for key in ("sec\nret", "secrét"):  # the client's own error would quote it
+    for key in ("sec\nret", "secrét"):  # the client's own error would contain the key
         error = caught_by_check(spec_of(vllm), key)
         assert "characters that no key has" in error.message
         assert "PREFLOOP_SAMPLING_KEY" in error.advice
@@ -314,7 +314,7 @@ def test_an_answer_that_ends_at_once_is_an_empty_one(vllm: Vllm) -> None:
 
 
 def test_half_a_character_is_none(vllm: Vllm) -> None:
-    """What no file and no database takes must not end a run in its middle."""
+    """Text that files and databases do not accept must not end a run."""
     vllm.ordinary = lambda handler: handler.complete(choice={"message": {"role": "assistant", "content": "Hm \ud83d."}})
     assert {answer.text for answer in respond(spec_of(vllm))} == {"Hm ?."}
 
@@ -330,9 +330,9 @@ def test_a_server_strict_about_the_protocol_is_asked_without_what_it_refuses(
 
     vllm.ordinary = strict
     assert len(respond(spec_of(vllm, concurrency=1))) == 12
-    assert len(vllm.requests) == 14  # each refused once, remembered
+    assert len(vllm.requests) == 14  # each is refused once, and remembered
     assert not {"min_p", "repetition_penalty"} & vllm.requests[-1].keys()
-    assert (vllm.requests[-1]["top_p"], vllm.requests[-1]["top_k"]) == (1, -1)  # what it takes it still gets
+    assert (vllm.requests[-1]["top_p"], vllm.requests[-1]["top_k"]) == (1, -1)  # fields that it accepts are still sent
     assert "does not take min_p:" in caplog.text
     assert "whole distribution" in caplog.text
 
@@ -373,7 +373,7 @@ def test_what_arrived_before_a_failure_is_kept_and_the_rest_comes_later(
     kept: list[Completion] = []
     with pytest.raises(Unavailable):
         sample.sample(spec, store, ConsoleReporter(stream=None), kept.extend)
-    assert len(kept) >= 6  # the seventh may have been on its way when the eighth failed
+    assert len(kept) >= 6  # the seventh may have been under way when the eighth failed
     rest = run(spec, store, done={(c.prompt_id, c.sample_index) for c in kept})
     assert sorted((c.prompt_id, c.sample_index) for c in kept + rest) == [(r.id, i) for r in ROWS for i in (0, 1)]
 
@@ -383,7 +383,7 @@ def test_answers_are_handed_on_while_others_are_awaited(spec: SampleSpec, store:
     handed_on = threading.Event()
 
     def wait(handler: Handler) -> None:
-        assert handed_on.wait(20)  # it never ends unless the others are handed on before it
+        assert handed_on.wait(20)  # the server waits until others are handed on
         handler.complete()
 
     vllm.faults = [Handler.complete, wait]
@@ -403,7 +403,7 @@ def test_a_cancelled_run_leaves_the_server_at_once(spec: SampleSpec, store: Arti
     gone = threading.Event()
 
     def watch(handler: Handler) -> None:
-        assert handler.connection.recv(1) == b""  # the client closed its end
+        assert handler.connection.recv(1) == b""  # the client closed the connection
         gone.set()
         handler.close_connection = True
 

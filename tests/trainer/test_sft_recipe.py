@@ -1,4 +1,4 @@
-"""Supervised fine-tuning learns, equals TRL's trainer step by step, and says what it left out."""
+"""Supervised fine-tuning learns, equals TRL's trainer step by step, and reports the rows that it left out."""
 
 import math
 import random
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 def demonstrations(count: int = 40, heldout: int = 8, seed: int = 0) -> list[DemonstrationRow]:
-    """Answers of many lengths that all begin alike."""
+    """Return answers of many lengths with the same beginning."""
     generator = random.Random(seed)
     return [
         DemonstrationRow(
@@ -47,7 +47,7 @@ def demonstrations(count: int = 40, heldout: int = 8, seed: int = 0) -> list[Dem
 
 
 class Trained:
-    """A run of the recipe on rows, in a folder of its own."""
+    """A run of the recipe on rows, in a new folder."""
 
     def __init__(self, folder: Path, model: Path, rows: list[DemonstrationRow], **changes: Any) -> None:
         folder.mkdir()
@@ -84,7 +84,7 @@ def test_it_learns_what_the_demonstrations_show(tmp_path: Path, tiny_model: Path
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_step_is_trls(tmp_path: Path, tiny_model: Path, packing: bool) -> None:
-    """Full weights, 24 rows a step, three steps: losses, gradient norms, accuracies, token counts and final weights."""
+    """Full weights, 24 rows per step, three steps: losses, gradient norms, accuracies, tokens and final weights."""
     rows = demonstrations(24, 0)
     optimiser = Optimiser(
         learning_rate=1e-3, epochs=3, batch_size=24, microbatch_size=5, warmup_ratio=0, precision="float32"
@@ -141,7 +141,7 @@ def test_every_step_is_trls(tmp_path: Path, tiny_model: Path, packing: bool) -> 
 
 
 def test_rows_count_by_weight_and_by_token(tmp_path: Path, tiny_model: Path) -> None:
-    """Arithmetic on transformers' own loss of each row alone: sum w_i nll_i / sum w_i n_i."""
+    """Arithmetic on transformers' own loss of each row: sum w_i nll_i / sum w_i n_i."""
     rows = [row.model_copy(update={"weight": 0.25 * (i % 4 + 1)}) for i, row in enumerate(demonstrations(20, 0))]
     trained = Trained(tmp_path / "run", tiny_model, rows, optimiser=Optimiser(learning_rate=1e-3, batch_size=20))
     trained.run()
@@ -172,7 +172,7 @@ def test_what_cannot_be_learned_from_is_named(tmp_path: Path, tiny_model: Path) 
     rows[5] = rows[5].model_copy(update={"weight": 0.0})
     rows[7] = rows[7].model_copy(update={"response": " "})
     trained = Trained(tmp_path / "run", tiny_model, rows, max_length=64)
-    # Bytes are tokens; around the question there are 19, behind the answer 1.
+    # Bytes are tokens. The template adds 19 tokens around the question, and 1 after the answer.
     long = [str(r.id) for r in rows if r.weight and 19 + len(r.messages[0]["content"]) + len(r.response) + 1 > 64]
     assert sorted(trained.run().dropped) == [
         "1 demonstrations are longer than 64 tokens without their prompt: 4",
@@ -189,7 +189,7 @@ def test_what_cannot_be_learned_from_is_named(tmp_path: Path, tiny_model: Path) 
 
 @pytest.mark.parametrize("heldout", [0, 4])
 def test_a_policy_that_the_last_step_broke_is_not_saved(tmp_path: Path, tiny_model: Path, heldout: int) -> None:
-    """No loss is computed after it: only what is measured tells."""
+    """No loss is computed after the last step, so only the measurements show it."""
     settings = Optimiser(learning_rate=1, epochs=1, batch_size=20, warmup_ratio=0)
     settings = settings.model_copy(update={"learning_rate": 1e25})
     trained = Trained(tmp_path / "run", tiny_model, demonstrations(20 + heldout, heldout), optimiser=settings)
@@ -199,7 +199,7 @@ def test_a_policy_that_the_last_step_broke_is_not_saved(tmp_path: Path, tiny_mod
 
 
 def test_a_model_with_few_positions_reads_no_more(tmp_path: Path) -> None:
-    """GPT-2 has a table of positions: what is longer would end the run in its middle, whatever max_length allows."""
+    """GPT-2 has a table of positions, so longer sequences would end the run with an error, whatever max_length is."""
     build_short_model(tmp_path / "model", positions=60)
     rows = demonstrations(25, 0)
     rows[3] = rows[3].model_copy(update={"response": "apples " * 20})
@@ -232,7 +232,7 @@ class Interrupted(Exception):
 
 
 class Interrupting(ConsoleReporter):
-    """Ends the run after a step, without any chance to tidy up."""
+    """Ends the run after a step, without a chance to clean up."""
 
     def __init__(self, step: int) -> None:
         super().__init__(stream=None)

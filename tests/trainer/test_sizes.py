@@ -1,4 +1,4 @@
-"""What is done at once, against arithmetic; and runs say what was chosen, with the same results whatever it was."""
+"""Automatic batch sizes, against arithmetic. Runs report the chosen sizes, and these do not change the results."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from trainer.reporting import ConsoleReporter
 
 GIB = 2**30
 DEFAULT = Shape(hidden=576, layers=30, vocabulary=49152, cached=2 * 3 * 64, itemsize=4)  # SmolLM2-135M
-# 12 * 10 * 1000^2 numbers in 480 MB; 20 * 1000 * 4 bytes a token and layer, 10 layers: 800 kB a token;
-# 512 * 10 * 200 * 4 bytes a sequence: 4.096 MB.
+# 12 * 10 * 1000^2 numbers in 480 MB; 20 * 1000 * 4 bytes per token and layer, 10 layers: 800 kB per token;
+# 512 * 10 * 200 * 4 bytes per sequence: 4.096 MB.
 PLAIN = Shape(hidden=1000, layers=10, vocabulary=0, cached=200, itemsize=4)
 
 
@@ -39,13 +39,13 @@ def test_more_cores_and_accelerators_get_more() -> None:
 @pytest.mark.parametrize(
     ("memory", "full_weights", "expected"),
     [
-        # 2 GB less 480 MB: half of it, 760 MB, holds 950 tokens for backward and 185 sequences; a sixteenth, 95 MB,
-        # 1187 tokens of one layer.
+        # 2 GB minus 480 MB: half of this, 760 MB, holds 950 tokens for backward and 185 sequences. A sixteenth, 95 MB,
+        # holds 1187 tokens of one layer.
         (2_000_000_000, False, Sizes(512, 1024, 128, 128)),
-        # 20 bytes for each of 120 million weights that learn: 2.4 GB leave 600 MB of 3 GB, and half holds 375 tokens.
-        # 157.5 MB of what frozen weights leave hold 1968 tokens, and 1.26 GB hold 307 sequences.
+        # 20 bytes for each of 120 million trained weights: 2.4 GB leave 600 MB of 3 GB; half of this holds 375 tokens.
+        # With frozen weights, 157.5 MB hold 1968 tokens, and 1.26 GB hold 307 sequences.
         (3_000_000_000, True, Sizes(256, 1024, 256, 256)),
-        (100_000_000, False, Sizes(256, 512, 8, 8)),  # nothing fits: the least, and the run will say so
+        (100_000_000, False, Sizes(256, 512, 8, 8)),  # nothing fits: the minimum, and the run will fail
     ],
 )
 def test_what_does_not_fit_is_halved(memory: int, full_weights: bool, expected: Sizes) -> None:
@@ -62,7 +62,7 @@ def test_named_settings_stay_and_rows_a_step_are_never_touched() -> None:
 
 def test_the_shape_of_a_model_is_read_from_its_configuration(tiny_ref: ModelRef) -> None:
     shape = shape_of(load_config(tiny_ref.base), torch.bfloat16)
-    assert shape == Shape(96, 2, 260, 2 * 2 * 24, 2)  # two heads for keys, of 96 / 4
+    assert shape == Shape(96, 2, 260, 2 * 2 * 24, 2)  # two key heads of 96 / 4
     weights = sum(parameter.numel() for parameter in load_causal_lm(tiny_ref).parameters())
     assert shape.weights == pytest.approx(weights, rel=0.35)
 
@@ -85,7 +85,7 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = jobs.spec_of(kind, folder)
-    # Rows would bound a microbatch before tokens do.
+    # Rows would limit a microbatch before tokens do.
     settings = {"microbatch_size": 64, "precision": "float32"}
     spec = spec.model_copy(update={"optimiser": spec.optimiser.model_copy(update=settings)})  # type: ignore[union-attr]
     results: list[Any] = []
@@ -100,7 +100,7 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(
         if kind not in ("sft", "reward", "dpo"):
             expected["rollout_batch_size"] = sizes.rollout_batch_size
         assert results[-1].sizes == expected
-        assert 50 * 2**20 < results[-1].peak_memory < 64 * GIB  # torch alone is more than the least
+        assert 50 * 2**20 < results[-1].peak_memory < 64 * GIB  # torch alone needs more than the minimum
         assert results[-1].seconds > 0
     assert results[0].tokens == results[1].tokens > 0
     found, wanted = (jobs.losses_of(kind, reporter) for reporter in reporters)

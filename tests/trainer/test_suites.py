@@ -1,4 +1,4 @@
-"""Suites taken by tiny models: answers and preferences against plain transformers; a whole round by a real worker."""
+"""Suites with tiny models: answers and preferences against plain transformers, and a whole round by a real worker."""
 
 import json
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_both_policies_take_a_suite_and_are_counted_by_slice(
     assert counts["slices"]["pairs"] | {"gained": 0, "lost": 0} == (
         {"cases": 2, "passed": 1, "before": 1, "gained": 0, "lost": 0}
     )
-    # A policy beside itself loses nothing.
+    # A policy compared with itself loses nothing.
     (counts,) = evaluated(spec(ref, tmp_path, tiny_ref, tiny_ref), store)[0].suites
     assert all(each["gained"] == each["lost"] == 0 for each in counts["slices"].values())
 
@@ -173,7 +173,7 @@ def test_the_command_line_leaves_a_file_of_answers(
 def test_what_cannot_be_run_is_said_first(
     ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="Suites compare a policy with the one before"):
+    with pytest.raises(InvalidInput, match="Suites compare a policy with the previous policy"):
         evaluated(spec(ref, tmp_path, tiny_ref, None), store)
     with pytest.raises(NotFound, match="no artifact suites/gone"):
         evaluated(spec(SuiteRef(version=1, location="suites/gone.jsonl"), tmp_path, tiny_ref, tiny_ref), store)
@@ -197,7 +197,7 @@ def test_a_pair_that_does_not_fit_passes_for_nobody_and_a_long_prompt_is_named(
 
 
 def test_a_whole_round_by_a_real_worker(session: Session, settings: Settings, tmp_path: Path) -> None:
-    """Real parts from the form to the rows: a trained policy and the one before it take two suites."""
+    """All parts are real, from the form to the rows: a trained policy and the previous policy answer two suites."""
     build_model(tmp_path / "model")
     store = ArtifactStore(settings.artifacts_root)
     project: Project = make_project(session, str(tmp_path / "model"), train=20, heldout=2)
@@ -238,7 +238,7 @@ def test_a_whole_round_by_a_real_worker(session: Session, settings: Settings, tm
         assert sum(each["passed_before"] for each in answers) == found.score.before
         lost = [each for each in answers if each["passed_before"] and not each["passed"]]
         assert len(lost) == found.score.lost
-    # What people taught is likelier than before on every question: the exchanged pairs are the same, with other signs.
+    # People's choices are now more likely on every question: exchanged pairs have the same margins with other signs.
     margins = [service.answers(store, run.id, by_name[name].version.id)[:10] for name in ("Taught", "Reverse")]
     for one, other in zip(*margins, strict=True):
         assert one["margin"] == pytest.approx(-other["margin"], abs=1e-4)

@@ -1,4 +1,4 @@
-"""How a run ends, by what its recipe does: each error becomes words on the round's page."""
+"""How a run ends, depending on its recipe: each error becomes a text on the round's page."""
 
 import threading
 import weakref
@@ -58,7 +58,7 @@ def reload(session: Session, round_: Round) -> Run:
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """The reward recipe reports a step and then fails."""
+    """Make the reward recipe report a step and then fail."""
 
     def train(_spec: object, _store: object, reporter: Reporter, _folder: Path, *_: object) -> None:
         reporter.metrics(1, {"loss": 0.5})
@@ -96,7 +96,7 @@ def test_an_error_fails_the_round_in_words(
 
 
 def test_the_database_takes_what_an_error_says_of_a_name_that_is_no_text(session: Session, round_: Round) -> None:
-    # Not by a run that fails, which logs it: pytest-xdist breaks off at half a surrogate pair in a log.
+    # Do not let a run fail and log it: pytest-xdist fails on half a surrogate pair in a log.
     message = describe(ModelUnavailable("The weights of \udce9\0 are a pickle."))
     service.run_failed(session, last_run(session, round_), message)
     session.commit()
@@ -114,7 +114,7 @@ def test_a_reward_model_says_what_it_thinks_of_every_comparison(
     )
     rows = session.execute(said).all()
     assert [row.reward_trained for row in rows].count(True) == 20  # of make_project's train prompts
-    assert [row.reward_trained for row in rows].count(False) == 2  # held out
+    assert [row.reward_trained for row in rows].count(False) == 2  # held-out
     result = session.scalar(select(Run.result).where(Run.round_id == round_.id, Run.kind == "reward"))
     code = (result or {})["code"]
     assert (code["torch"], len(code["sources"])) == (version("torch"), 64)
@@ -148,7 +148,7 @@ def test_a_stopping_worker_gives_the_run_back(session: Session, runner: Runner, 
     assert jobs(session)[1:] == [
         run.id,
         run.id,
-    ]  # the job that is running in real life, and the new one behind it
+    ]  # the real job that is running, and the new one after it
 
 
 def test_a_finished_run_is_not_done_again(session: Session, runner: Runner, round_: Round) -> None:
@@ -158,7 +158,7 @@ def test_a_finished_run_is_not_done_again(session: Session, runner: Runner, roun
     session.commit()
     waiting = jobs(session)
     runner.execute(run.id)
-    runner.execute(10**9)  # a job whose run is gone
+    runner.execute(10**9)  # a job whose run does not exist
     assert run.attempts == 1
     assert jobs(session) == waiting
 
@@ -233,7 +233,7 @@ def test_an_attempt_forgets_the_metrics_of_the_one_before(
     session.add(Metric(run_id=run.id, name="loss", step=99, value=1.0))
     session.commit()
     with runner.store.file(f"{service.checkpoints_of(run.id)}/precision") as path:
-        path.write_text("float32")  # what it had measured stays; there is nothing to go on from
+        path.write_text("float32")  # the stored precision stays; there is no checkpoint to resume from
     fail_with(monkeypatch, MemoryError())
     runner.execute(run.id)
     session.rollback()
@@ -253,15 +253,15 @@ def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_metrics(
     runner.execute(run.id)
     session.rollback()
     assert sorted(metric.step for metric in session.scalars(select(Metric))) == [1, 40]
-    assert kept.any()  # kept: a retry goes on from it
+    assert kept.any()  # kept, so that a retry can resume from it
 
 
 def test_what_was_said_before_a_checkpoint_is_never_lost(session: Session, runner: Runner, round_: Round) -> None:
-    """A run that goes on does not say it again. Metrics wait a second before they are written, and wait here."""
+    """A resumed run does not report it again. Metrics are buffered for a second before they are written."""
     taken = runner._take(last_run(session, round_).id)
     assert taken is not None
     spec, recorder = taken
-    recorder.progress(0, 9)  # writes, so that nothing does for a second
+    recorder.progress(0, 9)  # this writes, so nothing else is written for a second
     recorder.metrics(1, {"loss": 0.5})
 
     class Killed(Exception):
@@ -339,7 +339,7 @@ def test_sampling_goes_on_however_often_its_worker_dies(
     ends = session.scalars(select(Stored.finish_reason).where(Stored.run_id == run.id)).all()
     assert len(ends) == 22 * 4  # of make_project's prompts
     assert run.result is not None
-    assert (run.result["samples"], run.result["finished"]) == (88, ends.count("eos"))  # not the last attempt's alone
+    assert (run.result["samples"], run.result["finished"]) == (88, ends.count("eos"))  # not only the last attempt's
 
 
 def test_checkpoints_go_with_a_cancelled_or_finished_run(
@@ -362,7 +362,7 @@ def test_checkpoints_go_with_a_cancelled_or_finished_run(
         pass
     service.cancel(session, round_, factories.user(session, "operator"))
     session.commit()
-    runner.execute(waiting.id)  # its job, still on the queue
+    runner.execute(waiting.id)  # its job, still in the queue
     assert not runner.store.exists(service.checkpoints_of(waiting.id))
 
 
@@ -389,7 +389,7 @@ def test_a_workers_next_run_finds_the_memory_of_the_one_before(
 
     monkeypatch.setattr(reward, "frozen_reward_model", make)
     monkeypatch.setattr(reward, "save_reward_model", save)
-    monkeypatch.setattr(tasks.log, "disabled", True)  # pytest keeps logged errors, and the frames they went through
+    monkeypatch.setattr(tasks.log, "disabled", True)  # pytest keeps logged errors and their frames
     run = last_run(session, round_)
     runner.execute(run.id)
     session.refresh(run)

@@ -1,4 +1,4 @@
-"""Metrics in TensorBoard's files, read record by record, and trackers that fail."""
+"""Metrics in TensorBoard's files, read record by record, and failing trackers."""
 
 import struct
 from pathlib import Path
@@ -13,7 +13,7 @@ from trainer.service.trackers import Trackers
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
-    """(tag, step, value) in a folder's event files: records of length (8 bytes), checksum (4), data, checksum (4)."""
+    """Return (tag, step, value) from event files: records of length (8 bytes), checksum (4), data, checksum (4)."""
     found = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
@@ -27,7 +27,7 @@ def events(folder: Path) -> list[tuple[str, int, float]]:
 
 def test_metrics_stand_in_the_files_by_step_and_slice(tmp_path: Path) -> None:
     tracked = Trackers(["tensorboard"], "run-7-dpo", tmp_path / "tensorboard")
-    assert not (tmp_path / "tensorboard").exists()  # nothing was said yet
+    assert not (tmp_path / "tensorboard").exists()  # nothing was reported yet
     tracked.metrics(1, {"loss": 0.75, "rewards/margins": 0.5})
     tracked.metrics(2, {"loss": 0.5})
     tracked.metrics(2, {"eval_loss": 0.25}, "domain=facts")

@@ -1,4 +1,4 @@
-"""What recipes share: the schedule and a step by arithmetic, batches that visit everything, parts that add up."""
+"""Training code that recipes share: schedule and steps by arithmetic, batches that cover all rows, sums of parts."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_each_step_uses_its_rate() -> None:
         module(torch.ones(1)).backward()
         assert training.step(0.0).lr == pytest.approx(0.1 / (1 + len(taken)))
         taken.append(before - module.w.item())
-    # The gradient is 1 each time, so is the ratio of Adam's corrected moments: a step is the rate.
+    # The gradient is 1 each time, and so is the ratio of Adam's corrected moments, so a step equals the rate.
     assert taken == pytest.approx([0.1, 0.05])
 
 
@@ -89,7 +89,7 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order() -> None:
     assert sorted(first) == sorted(second) == list(range(45))
     assert first != second
     assert all(len(batch) <= 8 for batch in batches)
-    # The order depends on the seed and the place in the run: going on is going on.
+    # The order depends only on the seed and the place in the run, so a resumed run has the same order.
     later = training_of(Line(1.0), rows=45, epochs=2, batch_size=8)
     later.steps = 4
     assert list(later.batches(lengths)) == batches[4:]
@@ -116,7 +116,7 @@ def test_the_gradients_of_parts_add_up_to_the_whole_batch(rows: int, tokens: int
 
 
 def test_dropout_stays_off_in_what_is_trained() -> None:
-    module = nn.Sequential(Line(1.0), nn.Dropout(0.5))  # a new module says that it is in training
+    module = nn.Sequential(Line(1.0), nn.Dropout(0.5))  # a new module is in training mode
     training = training_of(module)
     assert not any(part.training for part in training.model.modules())
 
@@ -129,6 +129,6 @@ def test_seconds_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     first = Training(Line(1.0), settings, 8, seed=0, started=990.0, checkpoints=checkpoints)
     now[0] = 1030.0
     first.save_if_due()
-    now[0] = 5000.0  # another process, whose clock began elsewhere
+    now[0] = 5000.0  # another process, whose clock starts elsewhere
     again = Training(Line(1.0), settings, 8, seed=0, started=4995.0, checkpoints=checkpoints)
     assert again.seconds == pytest.approx(40 + 5)

@@ -1,7 +1,7 @@
-"""Losses, gradients and log-probs of random models equal TRL's, and those of a slow reading in float64.
+"""Losses, gradients and log-probs of random models equal TRL's, and those of a slow computation in float64.
 
-One batch holds what goes wrong elsewhere: prompts and completions of odd lengths, a completion of one token, an empty
-one, ones that end with EOS and ones that do not, padding that is EOS. It is read in four layouts, among them the packed
+One batch contains cases that fail elsewhere: prompts and completions of odd lengths, a completion of one token, an
+empty one, completions with and without EOS, and padding that is EOS. It is read in four layouts, including the packed
 one that recipes train on.
 """
 
@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
-EOS = 2  # `<|im_end|>`, which is the padding too
+EOS = 2  # `<|im_end|>`, which is also the padding token
 VOCABULARY = 260
 
 
@@ -42,12 +42,12 @@ def random_ids(generator: torch.Generator, length: int) -> list[int]:
 
 
 def build_pairs(empty: bool = True) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids of prompts, chosen and rejected completions."""
+    """Return token ids of prompts, chosen and rejected completions."""
     generator = torch.Generator().manual_seed(0)
     lengths = [(7, 11, 4), (1, 1, 13), (12, 0 if empty else 2, 3), (5, 8, 8), (3, 2, 1)]
     pairs = [tuple(random_ids(generator, n) for n in row) for row in lengths]
     pairs[0][1][-1] = pairs[3][2][-1] = pairs[4][2][-1] = EOS
-    pairs[1][0][0] = EOS  # a prompt that is one token, and padding's
+    pairs[1][0][0] = EOS  # a prompt that is one padding token
     return [(prompt, chosen, rejected) for prompt, chosen, rejected in pairs]
 
 
@@ -61,7 +61,7 @@ Reader = Callable[[Any, list[TokenSequence]], Tensor]
 
 
 class Padded(NamedTuple):
-    """All (B, T); masks True on tokens, and on tokens of completions."""
+    """All (B, T). The masks are True on tokens, and on tokens of completions."""
 
     input_ids: Tensor
     valid_mask: Tensor
@@ -105,7 +105,7 @@ def padded(side: str, chunk: int = 0) -> Reader:
 
 def packed(share: bool) -> Reader:
     def read(model: Any, sequences: list[TokenSequence]) -> Tensor:
-        # Neighbours of one prompt share it: pairs stand together, and are put back in order afterwards.
+        # Adjacent sequences share their prompt: put pairs together, and restore the order afterwards.
         half = len(sequences) // 2
         order = [i for pair in range(half) for i in (pair, pair + half)] if len(sequences) > 1 else [0]
         rows = pack([sequences[i] for i in order], EOS, share)
@@ -123,7 +123,7 @@ LAYOUTS: dict[str, Reader] = {
 }
 
 
-# All four give the same log-probs and gradients; TRL's losses are compared with the two that differ most.
+# All four give the same log-probs and gradients. TRL's losses are compared with the two that differ most.
 @pytest.fixture(params=["left padding, in chunks", "shared prompts"])
 def read(request: pytest.FixtureRequest) -> Reader:
     return LAYOUTS[request.param]
@@ -151,7 +151,7 @@ def models(tiny_model: Path, other_tiny_model: Path) -> Models:
 
 
 def trainer_of(kind: Any, config: Any, models: Models, folder: Path, row: dict[str, Any], **settings: Any) -> Any:
-    """One of TRL's trainers on the two models; `row` only lets it begin."""
+    """Return one of TRL's trainers on the two models; it needs `row` only to be created."""
     arguments = config(
         output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, max_length=None,
         activation_checkpointing=False, disable_tqdm=True, **settings,
@@ -177,7 +177,7 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
 
 
 def slow_logps(model: Any, sequences: list[TokenSequence]) -> list[float]:
-    """One sequence at a time without padding, in float64, the softmax in Python."""
+    """Compute one sequence at a time without padding, in float64, with the softmax in Python."""
     model = model.double()
     sums = []
     for prompt, completion in sequences:
@@ -202,7 +202,7 @@ def test_log_probs_and_gradients_do_not_depend_on_batch_or_padding(models: Model
     together = read(models.policy, SEQUENCES)
     alone = torch.cat([padded("right")(models.policy, [sequence]) for sequence in SEQUENCES])
     torch.testing.assert_close(together, alone, rtol=2e-6, atol=2e-6)
-    # Each sequence with a weight of its own, so that none can stand in for another.
+    # Each sequence has a different weight, so that none can replace another.
     weights = torch.linspace(-1, 2, len(SEQUENCES))
     assert_same_gradients(*(models.gradients((weights * logps).sum()) for logps in (together, alone)))
 
@@ -266,7 +266,7 @@ def test_losses_and_gradients_equal_trls(
 def test_conservative_dpo_is_the_mix_of_trls_loss_with_labels_either_way(
     models: Models, read: Reader, tmp_path: Path
 ) -> None:
-    """TRL's sigmoid loss ignores `label_smoothing`: the smoothed loss is made of its plain one, twice."""
+    """TRL's sigmoid loss ignores `label_smoothing`, so the smoothed loss is built from its plain loss, used twice."""
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     trl = trainer_of(DPOTrainer, DPOConfig, models, tmp_path, row, beta=0.3, loss_type=["sigmoid"])
     losses = []
@@ -283,7 +283,7 @@ def test_conservative_dpo_is_the_mix_of_trls_loss_with_labels_either_way(
 
 
 def test_kto_of_thumbs_equals_trls(models: Models, read: Reader, tmp_path: Path) -> None:
-    """Unpaired: two likes, three dislikes; each prompt with the next one's completion gives the reference point."""
+    """Unpaired: two likes and three dislikes. Each prompt with the next completion gives the reference point."""
     row = {"prompt": "a", "completion": "b", "label": True}
     settings = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7, "per_device_train_batch_size": 2}
     trl = trainer_of(KTOTrainer, KTOConfig, models, tmp_path, row, **settings)
@@ -300,7 +300,7 @@ def test_kto_of_thumbs_equals_trls(models: Models, read: Reader, tmp_path: Path)
     their_gradients = models.gradients(their_loss)
 
     def log_ratios(sequences: list[TokenSequence]) -> Tensor:
-        # An even number, as layouts of pairs want it.
+        # An even number, because layouts of pairs need it.
         even = [*sequences, sequences[-1]]
         with torch.no_grad():
             reference = read(models.reference, even)
@@ -315,7 +315,7 @@ def test_kto_of_thumbs_equals_trls(models: Models, read: Reader, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["simpo", "orpo"])
 def test_losses_without_a_reference_equal_trls(models: Models, read: Reader, name: str) -> None:
-    """TRL's own functions on the model's logits; its ORPO adds the NLL of prompt and response, ours of the response."""
+    """TRL's own functions on the model's logits. Its ORPO adds the NLL of prompt and response, ours of the response."""
     pairs = build_pairs(empty=False)
     sequences = [TokenSequence(p, c) for p, c, _ in pairs] + [TokenSequence(p, r) for p, _, r in pairs]
     batch = pad(sequences, "right")
@@ -359,7 +359,7 @@ def test_reward_losses_and_gradients_equal_trls(
         RewardTrainer, RewardConfig, classifier, tmp_path, {"chosen": "a", "rejected": "b"},
         center_rewards_coefficient=0.01,
     )  # fmt: skip
-    # transformers pools by the padding's id, so here padding is a token that nothing ends with.
+    # transformers pools by the padding token's id, so the padding token here ends no sequence.
     classifier.policy.config.pad_token_id = 0
     chosen, rejected = [SEQUENCES[i] for i in rows], [SEQUENCES[i + len(PAIRS)] for i in rows]
     batch = pad(chosen + rejected, "right", 0)

@@ -1,4 +1,4 @@
-"""Runs in phases: what keeps them from going too far, and that they learn what they are scored by."""
+"""Runs in phases: the limits on how far they go, and that they learn what the scores reward."""
 
 import gc
 import json
@@ -36,7 +36,7 @@ FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
 
 
 def heads(score: Any) -> Heads:
-    """Two members of a reward model that agree."""
+    """Return two members of a reward model that always agree."""
 
     def said(responses: Sequence[Said]) -> torch.Tensor:
         return torch.tensor([[score(response.text)] * 2 for response in responses]).float()
@@ -45,13 +45,13 @@ def heads(score: Any) -> Heads:
 
 
 def digits(text: str) -> float:
-    """How many characters are digits."""
+    """Return the number of digits."""
     return float(sum(character.isdigit() for character in text))
 
 
 @pytest.fixture(scope="module")
 def ending_ref(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
-    """A tiny model that has learned to end its answers: it speaks of apples and rocks, with digits around them."""
+    """A tiny model that has learned to finish its answers. They speak of apples and rocks, with digits around them."""
     root = tmp_path_factory.mktemp("ending")
     rows = [
         DemonstrationRow(id=pair.prompt_id, messages=pair.messages, response=pair.response_a)
@@ -105,7 +105,7 @@ def run(recipe: Any, spec: Any, store: ArtifactStore) -> tuple[PolicyResult, Con
 def test_on_policy_dpo_raises_the_score_turn_by_turn(
     ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore
 ) -> None:
-    # People's comparisons are about something else, and hardly move it.
+    # People's comparisons are about something else, so they hardly change the score.
     spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-5, turns=2, nll_weight=0.01)
     result, reporter, folder = run(on_policy_dpo, spec, store)
     scores = reporter.values("objective/scores")
@@ -116,7 +116,7 @@ def test_on_policy_dpo_raises_the_score_turn_by_turn(
     steps = {
         name: [each.step for each in reporter.recorded if each.name == name] for name in ("nll_loss", "val/length")
     }
-    assert min(steps["nll_loss"]) > steps["val/length"][0]  # turns only
+    assert min(steps["nll_loss"]) > steps["val/length"][0]  # only in turns
     assert (folder / "adapter_model.safetensors").exists()
     assert result.metrics["objective/scores"] == scores[2]
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ending_ref.base
@@ -133,7 +133,7 @@ def test_best_of_n_imitates_the_best(ending_ref: ModelRef, files: dict[str, str]
 def test_an_alarm_ends_the_run_and_keeps_the_policy_before_that_phase(
     ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rule is planted: what it takes for an alarm is tested in tests/domain/test_watching.py."""
+    """The alarm is planted: tests/domain/test_watching.py tests the rule for alarms."""
     looks: list[int] = []
 
     def look(watch: Watch, figures: Figures) -> list[Sign]:
@@ -169,11 +169,11 @@ def test_a_phase_beyond_the_budget_is_shortened_and_no_turn_follows_a_shortened_
         [(each.step, each.value) for each in reporter.recorded if each.name == name]
         for name in ("objective/kl", "turn/share_of_step")
     )
-    assert 0 < kl[0][1] <= budget / 2  # half is left to the turns
+    assert 0 < kl[0][1] <= budget / 2  # half is left for the turns
     assert 0.2 < shares[0][1] < 1
     assert max(value for _, value in kl) <= budget
     assert len(kl) < 4
-    assert [step for step, _ in shares[1:]] == [kl[-1][0]]  # the first turn that is shortened is the last
+    assert [step for step, _ in shares[1:]] == [kl[-1][0]]  # the first shortened turn is the last one
     assert any("KL budget" in note for note in result.notes)
 
 
@@ -188,7 +188,7 @@ def test_a_share_of_a_step_lies_between_its_ends(
     assert half.adapter is not None
     mine, whole = (load_file(Path(str(ref.adapter)) / "adapter_model.safetensors") for ref in (half, after))
     for name, tensor in mine.items():
-        # Of a new adapter B begins at 0: half of B is half of B times A.
+        # In a new adapter, B starts at 0: half of B gives half of B times A.
         torch.testing.assert_close(tensor, whole[name] * (0.5 if "lora_B" in name else 1.0))
     between = turns._between(half, after, 0.25, "between")
     found = load_file(Path(str(between.adapter)) / "adapter_model.safetensors")
@@ -215,14 +215,14 @@ def test_kl_is_that_of_the_tokens_said(
         assert float(answers.kl[i]) == pytest.approx(float((policy - start).sum()), abs=1e-2)
     again = Turns(spec, store, ConsoleReporter(stream=None), None, work, heads=lambda: pytest.fail("scored again"))
     again.policy = turns.policy
-    assert again.turn_answers(0)[0].items == answers.items  # found, not sampled
+    assert again.turn_answers(0)[0].items == answers.items  # read, not sampled again
 
 
 def test_what_people_speak_against_is_not_kept() -> None:
     good, bad, unsure = torch.ones(30), torch.cat([torch.zeros(12), torch.ones(18)]), torch.full((30,), 0.5)
     assert significantly_worse(bad, good)
     assert not significantly_worse(good, bad)
-    # One of thirty lost: a difference of 1/30 with a standard error of 1/30.
+    # One of thirty was lost: a difference of 1/30 with a standard error of 1/30.
     assert not significantly_worse(torch.cat([torch.zeros(1), torch.ones(29)]), good)
     assert not significantly_worse(torch.tensor([0.0]), torch.tensor([1.0]))
 
@@ -237,11 +237,11 @@ def test_what_people_speak_against_is_not_kept() -> None:
     assert chosen(unsure, good, bad) == "two"
     assert "three" in turns.notes[0]
     assert chosen(unsure, bad, good) == "three"
-    assert chosen(torch.zeros(0), torch.zeros(0)) == "two"  # nothing speaks against the last
+    assert chosen(torch.zeros(0), torch.zeros(0)) == "two"  # nothing shows the last policy to be worse
     assert not turns.notes
     assert chosen(1 - good) == "one"
-    assert "speak against the new policy" in turns.notes[0]  # it is worse than a coin, which the start is by definition
-    assert not significantly_worse(torch.zeros(4), torch.ones(4))  # four by chance: 1 in 16
+    assert "the new policy is worse than the starting policy" in turns.notes[0]  # whose results are 0.5 by definition
+    assert not significantly_worse(torch.zeros(4), torch.ones(4))  # four equal results happen by chance 1 time in 16
     with pytest.raises(InvalidInput, match="nothing to learn") as error:
         chosen()
     assert "`turns`" in str(error.value)
@@ -259,7 +259,7 @@ def test_no_other_model_is_in_memory_while_the_next_phase_samples(
         return model
 
     def look() -> Heads:
-        others = loaded[:-1]  # the last one is the policy that is about to be sampled
+        others = loaded[:-1]  # the last one is the policy that will be sampled next
         held.append(len(accelerator()._models) + sum(model() is not None for model in others))
         return heads(digits)
 
@@ -273,7 +273,7 @@ def test_no_other_model_is_in_memory_while_the_next_phase_samples(
     accelerator().free_memory()
     (store.root / "scripted").mkdir(parents=True)
     spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-3, turns=1, kl_budget=0.1)
-    gc.disable()  # nothing is left to chance
+    gc.disable()  # no garbage collection by chance
     try:
         with store.folder("models/new") as folder:
             on_policy_dpo.train(spec, store, ConsoleReporter(stream=None), folder, heads=look)
@@ -335,7 +335,7 @@ def test_a_kill_behind_a_phases_last_step_loses_no_step_and_no_metric(
     steps = work.root / "turn-1" / STEPS
     *found, _ = json.loads(steps.read_text())
     steps.write_text(json.dumps([*found, 1000]))
-    assert train().seconds > 1000  # the attempts before count
+    assert train().seconds > 1000  # earlier attempts count
 
 
 def test_comparisons_that_are_left_out_are_named_and_never_mixed_in(
@@ -370,7 +370,7 @@ def test_a_policys_adapter_may_grow_and_a_smaller_rank_is_refused_before_anythin
 
     with pytest.raises(InvalidInput, match="rank 4 cannot hold"):
         turns_with(4)
-    # A share of the step from an adapter of rank 8 to one of rank 16 whose B is twice as large.
+    # A share of the step from an adapter of rank 8 to an adapter of rank 16 whose B is twice as large.
     turns = turns_with(16)
     whole = load_causal_lm(second, Lora(rank=16, alpha=32), trainable=True, dtype=torch.float32)
     old = {name: parameter.detach().clone() for name, parameter in whole.named_parameters() if parameter.requires_grad}
@@ -406,7 +406,7 @@ def test_what_is_done_at_once_stays_after_a_kill(
     spec = spec_of(ending_ref, files)
     checkpoints = Checkpoints(store, "checkpoints/run", spec)
     found = []
-    for sizes in (Sizes(512, 1024, 16, 32), Sizes(256, 512, 8, 8)):  # less memory is free the second time
+    for sizes in (Sizes(512, 1024, 16, 32), Sizes(256, 512, 8, 8)):  # the second time, less memory is free
         monkeypatch.setattr("trainer.training.turns.sizes_for", lambda *_, sizes=sizes, **__: sizes)
         turns = Turns(spec, store, ConsoleReporter(stream=None), checkpoints, checkpoints.phases)
         found.append((turns.sizes, turns.optimiser.microbatch_tokens, turns.at_once))

@@ -1,4 +1,4 @@
-"""The worker as a process of its own: killed, interrupted, stopped, and without its database for a while."""
+"""The worker as a separate process: killed, interrupted, stopped, and without its database for a while."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ def count(session: Session, query: object) -> int:
 
 
 def no_doubles(session: Session) -> None:
-    """Every sample stored once, every pair asked once."""
+    """Every sample is stored once, and every pair is asked once."""
     samples = session.execute(select(Completion.run_id, Completion.prompt_id, Completion.sample_index)).all()
     sampled = [row for row in samples if row[0] is not None]
     assert len(sampled) == len(set(sampled))
@@ -90,7 +90,7 @@ def test_a_killed_workers_round_is_finished_by_the_next(
     # The steps of the first attempt are not mixed with those of the second.
     assert count(session, select(func.count()).where(Metric.run_id == run.id, Metric.name == "loss")) == 60
 
-    # Once more, while samples are coming in.
+    # Repeat this while samples are being stored.
     stored = select(func.count()).select_from(Completion).where(Completion.run_id.is_not(None))
     wait_for(lambda: count(session, stored) > 0, "sampling")
     second.kill()
@@ -101,7 +101,7 @@ def test_a_killed_workers_round_is_finished_by_the_next(
     sampling = session.scalars(select(Run).where(Run.kind == "sample")).one()
     assert (
         count(session, stored.where(Completion.run_id == sampling.id)) == (24 + 4) * 16
-    )  # the base model answers the held-out ones
+    )  # the base model answers the held-out prompts
     no_doubles(session)
 
 
@@ -122,7 +122,7 @@ def test_a_worker_makes_what_people_prefer_the_projects_policy(
 def test_a_database_without_a_schema_is_told_and_not_waited_for(
     empty_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(os, "_exit", sys.exit)  # this process has more to do
+    monkeypatch.setattr(os, "_exit", sys.exit)  # this process must continue
     with pytest.raises(SystemExit) as ended:
         worker.main()
     assert ended.value.code == 1
@@ -211,10 +211,10 @@ def test_a_run_that_kills_its_worker_three_times_fails_by_name(
 def test_recovery_takes_only_what_nobody_works_on(session: Session, settings: Settings, tmp_path: Path) -> None:
     round_ = begin_round(session, settings, tmp_path)
     run = last_run(session, round_)
-    assert recover(session) == []  # it waits on the queue
+    assert recover(session) == []  # it waits in the queue
     alive = session.scalar(text("INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id"))
     session.execute(text("UPDATE procrastinate_jobs SET status = 'doing', worker_id = :id"), {"id": alive})
-    assert recover(session) == []  # somebody works on it
+    assert recover(session) == []  # a worker is working on it
     session.execute(
         text("UPDATE procrastinate_workers SET last_heartbeat = now() - make_interval(secs => :s)"),
         {"s": STALLED_SECONDS + 1},
@@ -273,8 +273,8 @@ def _own_server(home: Path) -> AbstractContextManager[str]:
 def test_a_database_that_goes_away_for_ten_seconds(
     tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
-    """A server of its own is stopped and started again under a running round."""
-    # Not tmp_path for the database: a socket's path must stay short.
+    """A separate server is stopped and started again while a round runs."""
+    # Do not use tmp_path for the database, because a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="pf-") as home, _own_server(Path(home)) as url:
         settings = Settings(home=tmp_path, database_url=url, _env_file=None)
         migrate(url)
@@ -289,7 +289,7 @@ def test_a_database_that_goes_away_for_ten_seconds(
 
             server = get_server(Path(home) / "postgres", cleanup_mode=None)
             server.stop()
-            time.sleep(10)  # the outage itself, not a wait for something
+            time.sleep(10)  # this is the outage itself, not a wait
             server.start()
 
             wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end")

@@ -1,4 +1,4 @@
-"""A real HTTP server that answers as vLLM does, and fails in the ways servers fail."""
+"""A real HTTP server that answers like vLLM, and fails in the ways in which servers fail."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ Fault = Callable[["Handler"], None]
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """What the server "samples": a function of the conversation, the seed and the temperature."""
+    """Return the text that the server "samples": a function of the conversation, the seed and the temperature."""
     key = json.dumps([request["messages"], request["seed"], request["temperature"]])
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -80,11 +80,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 class Vllm(ThreadingHTTPServer):
-    """`faults` are used up one a chat request, in order of arrival; afterwards `ordinary` answers."""
+    """`faults` are used up one per chat request, in order of arrival; afterwards `ordinary` answers."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -119,11 +119,11 @@ class Vllm(ThreadingHTTPServer):
             return self.faults.pop(0) if self.faults else self.ordinary
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is what some tests want."""
+        """Ignore errors: in some tests, the client disconnects on purpose."""
 
 
 def status(code: int, message: str = "Engine busy.", **headers: str) -> Fault:
-    """An error in vLLM's form. A server may say how soon to come back, which keeps tests short."""
+    """Return an error in vLLM's form. A server may say how soon to retry, which keeps tests short."""
     body = {"error": {"message": message, "type": "Error", "code": code}}
     return lambda handler: handler.answer(code, body, {"retry-after-ms": "5", **headers})
 
@@ -134,7 +134,7 @@ def hang(handler: Handler) -> None:
 
 
 def break_off(handler: Handler) -> None:
-    """Closes the connection in the middle of the body it announced."""
+    """Close the connection in the middle of the announced body."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "500")

@@ -1,1 +1,1 @@
-"""What is measured of a policy: figures by slice, beside the policy before it, and suites."""
+"""Measurements of a policy: figures by slice, comparison with the previous policy, and suites."""

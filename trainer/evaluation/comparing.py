@@ -1,18 +1,19 @@
-"""A policy beside the one before it: both answered the same prompts from the same seeds, one reward model scored both.
+"""Compare a policy with the previous policy on the same prompts and seeds, with the same reward models.
 
-FIGURE stands for `scores` and everything else that `trainer.evaluation.figures.figures_of` measures.
+FIGURE stands for each figure of `trainer.evaluation.figures.figures_of`, such as `scores`.
 
-| metric | what it is |
+| metric | meaning |
 |---|---|
-| `eval_before/FIGURE` | as in `trainer.evaluation.figures`, of the policy before |
-| `eval_difference/FIGURE` | mean of the new policy less that of the one before |
-| `eval_difference/FIGURE_low`, `_high` | its 95% interval, prompts as clusters; none for fewer than five prompts |
+| `eval_before/FIGURE` | the figure for the previous policy, see `trainer.evaluation.figures` |
+| `eval_difference/FIGURE` | mean for the new policy minus mean for the previous policy |
+| `eval_difference/FIGURE_low`, `_high` | its 95% interval, clustered by prompt; missing for fewer than five prompts |
 | `eval_prompts` | number of prompts |
-| `eval_wins` | share of pairs (a new response, one of the policy before) whose new one scores higher; a tie is half |
-| `eval_wins_low`, `_high` | its 95% interval, likewise |
+| `eval_wins` | share of pairs (new response, previous response) in which the new one scores higher; a tie is half |
+| `eval_wins_low`, `_high` | its 95% interval, also clustered by prompt |
 
-`length_at_reward` is a figure of the comparison alone. Of each policy it is the mean length; the difference is that of
-the lengths less what the difference of rewards explains, by the pooled slope of length on reward within both policies.
+Only the comparison has the figure `length_at_reward`: the length, adjusted for the reward. For the previous policy it
+is the mean length. The difference is the difference in length minus the part that the difference in reward explains,
+by the pooled slope of length on reward within both policies.
 """
 
 from collections import Counter, defaultdict
@@ -34,7 +35,12 @@ def compare(
     looked: Looked | None = None,
     before_looked: Looked | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The table above by slice, `""` for all. Scores (N,) and (M,), of as many responses to each prompt."""
+    """Return the metrics of the table above by slice, `""` for all responses.
+
+    Args:
+        scores: (N,) of the new policy's responses.
+        before_scores: (M,) of the previous policy's responses.
+    """
     new, old = figures_of(responses, scores, looked), figures_of(before, before_scores, before_looked)
     differences = {figure: _by_prompt(responses, new[figure], before, old[figure]) for figure in old}
     wins = _wins(responses, scores, before, before_scores)
@@ -58,7 +64,7 @@ def compare(
 
 
 def _interval(name: str, of_prompts: Sequence[float]) -> dict[str, float]:
-    """A mean over prompts as metrics, with its interval where there are prompts enough."""
+    """Return a mean over prompts as a metric, with its interval if there are enough prompts."""
     values = {name: sum(of_prompts) / len(of_prompts)}
     if interval := mean_interval(of_prompts):
         values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -66,7 +72,7 @@ def _interval(name: str, of_prompts: Sequence[float]) -> dict[str, float]:
 
 
 def _by_prompt(responses: Sequence[Response], new: Tensor, before: Sequence[Response], old: Tensor) -> dict[int, float]:
-    """Difference of the prompts' means, new less old, of figures (N,) and (M,)."""
+    """Return each prompt's mean of a figure (N,) for the new policy, minus its mean (M,) for the previous policy."""
     parts: dict[int, list[float]] = defaultdict(list)
     for sign, said, column in ((1, responses, new), (-1, before, old)):
         count = Counter(response.row.id for response in said)
@@ -76,7 +82,7 @@ def _by_prompt(responses: Sequence[Response], new: Tensor, before: Sequence[Resp
 
 
 def _wins(responses: Sequence[Response], new: Tensor, before: Sequence[Response], old: Tensor) -> dict[int, float]:
-    """By prompt, the share of pairs that the new policy's response wins by score (N,) and (M,)."""
+    """Return each prompt's share of pairs in which the new policy's score (N,) exceeds the previous policy's (M,)."""
     mine, theirs = _places(responses), _places(before)
     return {
         prompt: float(((new[mine[prompt]][:, None] - old[places][None]).sign() + 1).double().mean() / 2)
@@ -87,7 +93,10 @@ def _wins(responses: Sequence[Response], new: Tensor, before: Sequence[Response]
 def _slope(
     responses: Sequence[Response], new: dict[str, Tensor], before: Sequence[Response], old: dict[str, Tensor]
 ) -> float:
-    """Tokens for each unit of reward among answers of one policy to one prompt; 0 where rewards do not differ."""
+    """Return the slope of length on reward, in tokens per unit, among one policy's answers to one prompt, pooled.
+
+    It is 0 if the rewards do not differ.
+    """
     products = squares = 0.0
     for said, figures in ((responses, new), (before, old)):
         for places in _places(said).values():
@@ -99,7 +108,7 @@ def _slope(
 
 
 def _places(responses: Sequence[Response]) -> dict[int, Tensor]:
-    """Places of each prompt's responses."""
+    """Return the indices of each prompt's responses."""
     places: dict[int, list[int]] = defaultdict(list)
     for i, response in enumerate(responses):
         places[response.row.id].append(i)

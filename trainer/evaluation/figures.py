@@ -1,31 +1,31 @@
-"""What is measured of a policy's responses, overall and by slice.
+"""Figures of a policy's responses, overall and by slice.
 
-| metric | of one response | reported |
+| metric | value for one response | reported |
 |---|---|---|
-| `eval_objective/scores` | the mean of all reward heads, no penalty | mean |
+| `eval_objective/scores` | the mean of all reward heads, without penalties | mean |
 | `eval_objective/scores_std` | | standard deviation over responses |
-| `eval_objective/kl` | k1 summed over the response: KL to the reference, nats a sequence | mean |
+| `eval_objective/kl` | k1 summed over the response: KL to the reference, nats per sequence | mean |
 | `eval_objective/kl_per_token` | | KL of all responses / tokens of all responses |
-| `eval_objective/kl_k3` | k3 summed over the response: the same KL of less noise, never negative | mean |
+| `eval_objective/kl_k3` | k3 summed over the response: the same KL with less noise, never negative | mean |
 | `eval_objective/best_of_n_scores` | the best score of a prompt's n responses | mean over prompts |
-| `eval_objective/best_of_n_kl` | that one's k1 summed + ln n - (n - 1) / n: KL to the reference | mean over prompts |
-| `eval_length` | tokens, the end-of-turn token included | mean |
-| `eval_finished` | ended by itself, not cut by length | share |
-| `eval_repetition` | share of word trigrams that stand earlier in the same response | mean |
-| `eval_refusals`, `eval_hedging`, `eval_flattery` | has a phrase of that kind: an estimate, English only | share |
-| `eval_formatting` | marks of Markdown for each hundred words | mean |
+| `eval_objective/best_of_n_kl` | its summed k1 + ln n - (n - 1) / n: KL to the reference | mean over prompts |
+| `eval_length` | tokens, including the end-of-turn token | mean |
+| `eval_finished` | 1 if the model ended its turn, 0 if the response was cut by length | share |
+| `eval_repetition` | share of word trigrams that occur earlier in the same response | mean |
+| `eval_refusals`, `eval_hedging`, `eval_flattery` | has a phrase of this kind: an estimate, English only | share |
+| `eval_formatting` | Markdown marks per hundred words | mean |
 | `eval_empty` | has neither letters nor digits | share |
-| `eval_copied` | share of its runs of five words that stand in the prompt | mean |
-| `eval_other_script` | share of its letters in scripts of which the prompt has none | mean |
+| `eval_copied` | share of its five-word sequences that occur in the prompt | mean |
+| `eval_other_script` | share of its letters in scripts that the prompt does not use | mean |
 | `eval_variety` | share of different word pairs among all responses to its prompt | mean |
 | `eval_spread` | standard deviation of its reward among the reward models' members | mean |
-| `eval_beyond` | the reward model is less certain of it than of 95% of the compared responses | share |
+| `eval_beyond` | the reward model is less certain about it than about 95% of the compared responses | share |
 | `eval_ceiling` | the reward model scores it higher than 99% of the compared responses | share |
 | `eval_samples` | | number of responses |
 
-Log-probs are those of the distribution sampled from: logits divided by the sampling temperature. Evaluating the
-reference itself with n samples a prompt gives best-of-n's point on the curve of reward over KL. `app.domain.yardstick`
-measures that curve beside a policy, from responses of the reference that are stored.
+Log-probs belong to the sampling distribution: logits divided by the sampling temperature. An evaluation of the
+reference itself with n samples per prompt gives a point on best-of-n's curve of reward over KL. `app.domain.yardstick`
+measures this curve for comparison with a policy, from stored responses of the reference.
 """
 
 import logging
@@ -58,20 +58,20 @@ from trainer.sampling.responses import Response
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Any]], Tensor]
-"""Scores (N,) of responses: reward models (`RewardScorer`), or any function of what was said."""
+"""Returns the scores (N,) of responses: reward models (`RewardScorer`), or any other function of the texts."""
 
-TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens
+TOKENS_A_ROW = 32  # count at least this many tokens per row, which also limits the number of rows
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 class Looked(NamedTuple):
-    """What reward models say of N responses besides the score.
+    """The reward models' outputs for N responses, besides the score.
 
     Attributes:
-        heads: (N, H), a column for each scoring head of all reward models.
-        beyond: (N,) 1 for responses that a model doubts (`trainer.reward.doubt`), else 0; NaN where none can doubt.
-        ceiling: (N,) 1 for responses at a model's ceiling, else 0; NaN where none has one.
+        heads: (N, H), one column per scoring head of all reward models.
+        beyond: (N,) 1 for responses that a model doubts (`trainer.reward.doubt`), else 0; NaN if no model has a doubt.
+        ceiling: (N,) 1 for responses above a model's ceiling, else 0; NaN if no model has a ceiling.
     """
 
     heads: Tensor
@@ -80,18 +80,18 @@ class Looked(NamedTuple):
 
     @classmethod
     def unknown(cls, heads: Tensor) -> "Looked":
-        """Return the figures for rewards that come from no reward model of ours."""
+        """Return the figures for rewards from other sources than our reward models: beyond and ceiling are NaN."""
         nothing = torch.full((len(heads),), torch.nan)
         return cls(heads, nothing, nothing)
 
     @property
     def spread(self) -> Tensor:
-        """(N,) standard deviation among the heads; NaN of one alone."""
+        """Standard deviation (N,) among the heads; NaN if there is only one."""
         return self.heads.std(-1, correction=0) if self.heads.shape[-1] > 1 else torch.full_like(self.beyond, torch.nan)
 
 
 class RewardScorer:
-    """Scores by the heads of all reward models, combined into one (see `ensemble_score`)."""
+    """Scores responses by all reward models' heads, combined into one score (see `ensemble_score`)."""
 
     def __init__(self, heads: "RewardHeads", combine: EnsembleScore, variance_weight: float) -> None:
         self.heads, self.combine, self.variance_weight = heads, combine, variance_weight
@@ -100,13 +100,13 @@ class RewardScorer:
         return self.look(responses)[0]
 
     def look(self, responses: Sequence[Any]) -> tuple[Tensor, Looked]:
-        """The scores (N,), and what else the reward models say."""
+        """Return the scores (N,) and the reward models' other outputs."""
         looked = self.heads.look(responses)
         return ensemble_score(looked.heads, self.combine, self.variance_weight), looked
 
 
 def look(scorer: Scorer, responses: Sequence[Any]) -> tuple[Tensor, Looked]:
-    """The scores (N,), and what else the reward models say where it is reward models that score."""
+    """Return the scores (N,) and the reward models' other outputs, which are unknown for another kind of scorer."""
     if isinstance(scorer, RewardScorer):
         return scorer.look(responses)
     scores = scorer(responses)
@@ -121,13 +121,13 @@ def reward_models_scorer(
     tick: Tick = no_tick,
     dtype: torch.dtype | None = None,
 ) -> RewardScorer:
-    """The scorer of all reward models in these folders.
+    """Load all reward models in these folders as one scorer.
 
-    A response is read as training data was: the text as people saw it, and the end of turn. One cut by length is closed
-    too; how it ended is not the reward model's business (see `missing_eos_penalty`).
+    Responses are encoded like the training data: the text that people saw, and the end-of-turn token. This token is
+    also added to responses that were cut by length; `missing_eos_penalty` handles missing ends.
 
     Args:
-        dtype: of the models; None: as `working_dtype` measures.
+        dtype: dtype of the models; None: see `working_dtype`.
 
     Raises:
         ModelUnavailable: a folder holds no reward model.
@@ -136,17 +136,17 @@ def reward_models_scorer(
 
 
 def require_numbers(responses: Sequence["Said"], scores: Tensor) -> None:
-    """Raises TrainingDiverged if a score (N,) is NaN or infinite, naming the first such response's prompt."""
+    """Raise TrainingDiverged if a score (N,) is NaN or infinite; the error names the prompt of the first one."""
     if broken := [responses[i] for i in (~scores.isfinite()).nonzero().flatten().tolist()]:
         raise TrainingDiverged(
             f"{len(broken)} of {len(responses)} responses got a score that is not a number, the first one to "
             f"prompt {broken[0].row.id}.",
-            "Look at the reward models; in bfloat16, try float32.",
+            "Check the reward models; if they run in bfloat16, try float32.",
         )
 
 
 class Said(Protocol):
-    """A response, wherever it was sampled."""
+    """A response from any source."""
 
     @property
     def row(self) -> PromptRow: ...
@@ -155,11 +155,11 @@ class Said(Protocol):
 
 
 Heads = Callable[[Sequence[Said]], Tensor]
-"""Rewards (N, H) of responses, a column for each scoring head of all reward models."""
+"""Returns the rewards (N, H) of responses, one column per scoring head of all reward models."""
 
 
 class RewardHeads:
-    """What each scoring head of several reward models says: a `Heads` that can say more."""
+    """The scoring heads of several reward models: a `Heads` that also returns the models' other outputs."""
 
     def __init__(self, models: Sequence[Callable[[Sequence[Said]], Looked]]) -> None:
         self._models = models
@@ -168,14 +168,14 @@ class RewardHeads:
         return self.look(responses).heads
 
     def look(self, responses: Sequence[Said]) -> Looked:
-        """What all of them say. A response is beyond, or at the ceiling, if it is for any model that can tell."""
+        """Return all models' outputs. A response is beyond, or above the ceiling, if any model says so."""
         said = [model(responses) for model in self._models]
         beyond, ceiling = (torch.stack(columns) for columns in ([s.beyond for s in said], [s.ceiling for s in said]))
         return Looked(torch.cat([each.heads for each in said], -1), _any(beyond), _any(ceiling))
 
 
 def _any(columns: Tensor) -> Tensor:
-    """(N,) the largest of (M, N) that is a number; NaN where none is."""
+    """Return the largest value (N,) of each column (M, N), ignoring NaN; NaN if the whole column is NaN."""
     known = columns.nan_to_num(nan=-1.0).amax(0)
     return torch.where(known < 0, torch.nan, known)
 
@@ -183,7 +183,7 @@ def _any(columns: Tensor) -> Tensor:
 def reward_heads(
     folders: Sequence[str | Path], max_length: int, tick: Tick = no_tick, dtype: torch.dtype | None = None
 ) -> RewardHeads:
-    """What each head of the reward models says, of responses read as `reward_models_scorer` does.
+    """Load all reward models in these folders, and return their heads. See `reward_models_scorer` for the encoding.
 
     Raises:
         ModelUnavailable: a folder holds no reward model.
@@ -194,7 +194,7 @@ def reward_heads(
 def _member(
     folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None
 ) -> Callable[[Sequence[Said]], Looked]:
-    """What one reward model says."""
+    """Load one reward model; return a function that computes its outputs."""
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     longest = encoder.max_length
@@ -212,7 +212,7 @@ def _member(
             sequences.append(TokenSequence(prompt, completion))
         if cut:
             log.warning(
-                "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",
+                "%d of %d responses are longer than the reward model's %d tokens: only their last tokens are scored.",
                 *(cut, len(responses), longest),
             )
         found, beyond = torch.empty(len(sequences), len(heads)), torch.empty(len(sequences))
@@ -229,7 +229,7 @@ def _member(
 
 
 def scoring_heads(model: RewardModel) -> list[int]:
-    """The heads that make the score; aspects only where there is nothing else. A foreign classifier's label is one."""
+    """Return the columns that make up the score: the score heads or, if there are none, all heads."""
     return model.score_heads or list(range(len(model.heads)))
 
 
@@ -244,7 +244,7 @@ def response_logps(
     pad_id: int,
     tick: Tick = no_tick,
 ) -> list[Tensor]:
-    """Log-probs of each completion's tokens, one tensor (its length,) a sequence, on the CPU."""
+    """Return the log-probs of each completion's tokens, one tensor (length,) per sequence, on the CPU."""
     logps: list[Tensor] = [torch.empty(0)] * len(sequences)
     share = can_share(trunk_of(model))
     for part in forward_batches(sequences, share, forward_tokens(trunk_of(model))):
@@ -259,10 +259,10 @@ def response_logps(
 def prompt_groups(
     sequences: Sequence[TokenSequence], indices: Iterable[int], share: bool, tokens: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Indices grouped by prompt, at most `tokens` tokens a group, and each group's tokens; without `share` each alone.
+    """Group indices by prompt, with at most `tokens` tokens per group; return the groups and their numbers of tokens.
 
-    Groups are what is forwarded together or apart: their members share the prompt in a row
-    (`trainer.batching.packing`).
+    The members of a group share their prompt in a row of the forward pass (`trainer.batching.packing`), so a group is
+    not split. Without `share`, each index is its own group.
     """
     by_prompt: dict[Any, list[int]] = defaultdict(list)
     for i in indices:
@@ -270,7 +270,7 @@ def prompt_groups(
     groups: list[list[int]] = []
     lengths: list[int] = []
     for members in by_prompt.values():
-        length = tokens + 1  # opens a group for the first
+        length = tokens + 1  # makes the first member open a new group
         for i in members:
             added = len(sequences[i].completion)
             if length + added > tokens:
@@ -284,10 +284,10 @@ def prompt_groups(
 
 
 def forward_batches(sequences: Sequence[TokenSequence], share: bool, tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours.
+    """Yield indices of sequences to forward together without gradients; sequences of one prompt are adjacent.
 
     Args:
-        tokens: most of them at once (`trainer.models.sizes.forward_tokens`).
+        tokens: maximum tokens per forward pass (`trainer.models.sizes.forward_tokens`).
     """
     groups, lengths = prompt_groups(sequences, range(len(sequences)), share, tokens)
     for part in token_parts(range(len(groups)), lengths, tokens // TOKENS_A_ROW, tokens):
@@ -298,7 +298,7 @@ def forward_batches(sequences: Sequence[TokenSequence], share: bool, tokens: int
 
 
 def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:
-    """Indices of the rows of each slice, `""` for all of them."""
+    """Return the indices of each slice's rows; the slice `""` has all rows."""
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         for name in ["", *slice_names(row.slices)]:
@@ -307,7 +307,7 @@ def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:
 
 
 def figures_of(responses: Sequence[Response], scores: Tensor, looked: Looked | None = None) -> dict[str, Tensor]:
-    """What is known of each response without its log-probs, by name, each (N,)."""
+    """Return all figures that do not need log-probs, by name, each (N,)."""
     texts_ = text_figures(
         [response.row.id for response in responses],
         [texts.asked_in(response.row.messages) for response in responses],
@@ -321,7 +321,7 @@ def figures_of(responses: Sequence[Response], scores: Tensor, looked: Looked | N
 def text_figures(
     prompt_ids: Sequence[int], asked: Sequence[str], said: Sequence[str], lengths: Sequence[int], ended: Sequence[bool]
 ) -> dict[str, Tensor]:
-    """What an answer's text alone tells, by name, each (N,)."""
+    """Return the figures that depend only on an answer's text, by name, each (N,)."""
     by_prompt: dict[int, list[str]] = defaultdict(list)
     for prompt_id, text in zip(prompt_ids, said, strict=True):
         by_prompt[prompt_id].append(text)
@@ -339,7 +339,7 @@ def text_figures(
 
 
 def reward_figures(looked: Looked) -> dict[str, Tensor]:
-    """What reward models say of their own certainty, by name, each (N,); what they cannot say is left out."""
+    """Return the figures about the reward models' own certainty, by name, each (N,), without unknown figures."""
     columns = {"spread": looked.spread, "beyond": looked.beyond, "ceiling": looked.ceiling}
     return {name: column for name, column in columns.items() if bool(column.isfinite().all()) and len(column)}
 
@@ -351,7 +351,11 @@ def measure(
     reference_logps: Sequence[Tensor],
     looked: Looked | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The table above by slice, `""` for all. Scores (N,); a tensor of token log-probs a response, twice."""
+    """Return the metrics of the table above by slice, `""` for all responses.
+
+    Scores are (N,). Log-probs under the policy and the reference are lists with one tensor of token log-probs per
+    response.
+    """
     pairs = list(zip(logps, reference_logps, strict=True))
     kl = torch.stack([k1(mine, base).sum() for mine, base in pairs])
     figures = figures_of(responses, scores, looked)
@@ -375,12 +379,12 @@ def measure(
 
 
 def best_of_n(prompt_ids: Sequence[int], scores: Tensor, kl: Tensor) -> tuple[float, float]:
-    """Mean score and KL to the reference of the best-scored response of each prompt, of scores (N,) and KL (N,)."""
+    """Return the mean score and KL to the reference of each prompt's best response, from scores (N,) and KL (N,)."""
     by_prompt: dict[int, list[int]] = defaultdict(list)
     for i, prompt_id in enumerate(prompt_ids):
         by_prompt[prompt_id].append(i)
     known = scores.tolist()
     best = [max(members, key=known.__getitem__) for members in by_prompt.values()]
-    # KL(best || ref) = KL(best || pi) + E_best[log pi - log ref], the former at most ln n - (n - 1) / n
+    # KL(best || ref) = KL(best || pi) + E_best[log pi - log ref]; the first term is at most ln n - (n - 1) / n
     to_policy = sum(best_of_n_kl(len(members)) for members in by_prompt.values()) / len(best)
     return float(scores[best].double().mean()), to_policy + float(kl[best].double().mean())

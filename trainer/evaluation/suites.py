@@ -1,9 +1,10 @@
-"""Suites: standing evaluations that a policy takes beside the one before it, case by case (app.domain.cases).
+"""Suites: fixed sets of test cases that a policy and the previous policy answer (`app.domain.cases`).
 
-Answers are greedy: the likeliest token each time. So a policy's score is its own, not an accident of sampling, and a
-policy that did not change scores the same again. A case that asks which of two answers is likelier samples nothing:
-the policy reads both, and their log-probs per token are compared (at temperature 1, the end of turn included). They are
-per token so that length alone decides nothing, and the policy's because every round has another reward model.
+Answers are greedy: each token is the most likely one. So a score does not depend on sampling, and an unchanged policy
+gets the same score again. Some cases ask which of two given answers is more likely. The policy then reads both answers,
+and their log-probs per token are compared (at temperature 1, including the end of the turn). Log-probs are per token,
+so that length alone decides nothing. The policy compares them, not a reward model, because the reward model changes
+with every round.
 """
 
 import json
@@ -25,14 +26,14 @@ from trainer.processes import accelerator
 from trainer.sampling.generation import Tick
 from trainer.sampling.responses import Sampler, prompt_room
 
-GREEDY = 1e-4  # temperature: a token that is a thousandth of a nat less likely is never drawn
+GREEDY = 1e-4  # temperature: tokens that are a thousandth of a nat less likely than the best one are not drawn
 
 OnSuite = Callable[[int, Sequence[SuiteAnswer]], None]
-"""Told a version's id and what both policies made of each of its cases."""
+"""Called with a suite version's id and both policies' answers to its cases."""
 
 
 class Taken(NamedTuple):
-    """What a policy made of one case: what it said, or how much likelier it finds the good answer."""
+    """A policy's result on one case: its answer, or the margin between the good and the bad answer."""
 
     passed: bool
     text: str = ""
@@ -41,10 +42,11 @@ class Taken(NamedTuple):
 
 
 class Suites:
-    """The cases of all suites of a spec, taken by one policy after the other.
+    """The cases of all suites of a spec; one policy after the other answers them.
 
     Raises:
-        NotFound, InvalidInput: a suite's file is gone or is not what was written.
+        NotFound: a suite's file is gone.
+        InvalidInput: a suite's file has changed and cannot be read.
     """
 
     def __init__(self, refs: Sequence[SuiteRef], store: ArtifactStore) -> None:
@@ -53,14 +55,14 @@ class Suites:
         self._all = [case for cases in self.cases for case in cases]
 
     def __len__(self) -> int:
-        """Cases of all suites."""
+        """Number of cases in all suites."""
         return len(self._all)
 
     def cut(self, encoder: ChatEncoder, max_new_tokens: int) -> tuple[str, ...]:
-        """A sentence on the cases whose prompt is too long to be read whole.
+        """Return a sentence about the cases whose prompt is too long and has to be cut.
 
         Raises:
-            InvalidInput: the chat template takes no such conversation.
+            InvalidInput: the chat template rejects a conversation.
         """
         room = prompt_room(encoder, max_new_tokens)
         cut = [number for number, case in enumerate(self._all, 1) if encoder.prompt_within(case.messages, room)[1]]
@@ -75,10 +77,12 @@ class Suites:
         on_done: Callable[[int], None],
         tick: Tick,
     ) -> tuple[list[Taken], int]:
-        """What a policy makes of every case, in order, and the tokens that it said. Every process does its share.
+        """Return a policy's results on all cases, in order, and the number of sampled tokens.
+
+        Every process does its share of the cases; all processes get all results.
 
         Args:
-            on_done: is told how many cases are done since it was told last.
+            on_done: called with the number of cases that were completed since the last call.
         """
         dealer = accelerator()
         mine = range(len(self._all))[dealer.process_index :: dealer.num_processes]
@@ -101,7 +105,7 @@ class Suites:
         return [everyones[i] for i in range(len(self._all))], sum(said for _, said in shares)
 
     def _preferred(self, places: Sequence[int], model: Any, encoder: ChatEncoder, tick: Tick) -> dict[int, Taken]:
-        """Answer the cases that name a good and a bad answer."""
+        """Return the results on cases that compare a good and a bad answer."""
         sequences: list[TokenSequence] = []
         fitted: list[int] = []
         for i in places:
@@ -114,11 +118,11 @@ class Suites:
         margins = dict(
             zip(fitted, (good - bad for good, bad in zip(means[::2], means[1::2], strict=True)), strict=True)
         )
-        # One that does not fit into what the model reads passes for nobody: it tells no policy from another.
+        # A case that does not fit the model's maximum length counts as failed for both policies.
         return {i: Taken(margins.get(i, 0.0) > 0, margin=margins.get(i)) for i in places}
 
     def compare(self, new: Sequence[Taken], before: Sequence[Taken], on_suite: OnSuite) -> list[dict[str, Any]]:
-        """Counts by version and slice, as `app.suites.service.store_results` takes them; hands the answers on."""
+        """Call `on_suite` with all answers; return counts by version and slice, as `store_results` expects them."""
         results, start = [], 0
         for ref, cases in zip(self.refs, self.cases, strict=True):
             pairs = [(new[start + i], before[start + i]) for i in range(len(cases))]

@@ -176,7 +176,7 @@ def load_config(name: str) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trusts_remote_code())
         text = config.get_text_config()
     if not (hasattr(text, "vocab_size") and hasattr(text, "hidden_size")):
-        raise ModelUnavailable(f"{name} ({config.model_type}) is no language model.", "Choose one that is.")
+        raise ModelUnavailable(f"{name} ({config.model_type}) is not a language model.", "Choose a language model.")
     return config
 
 

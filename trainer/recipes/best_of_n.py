@@ -1,8 +1,8 @@
-"""Best-of-n distillation: in turns, sample n answers a prompt, and imitate the best of them (RAFT, Dong et al. 2023).
+"""Best-of-n distillation: each turn samples n answers per prompt and imitates the best (RAFT, Dong et al. 2023).
 
-It has little to tune but n, and asks the reward model only which answers are best. The best of n answers lie at most
-ln n - (n - 1) / n nats from what the policy says by itself, and a turn aims no further. That makes it the yardstick for
-the others.
+There is little to tune except n, and the reward model only has to rank answers. The distribution of the best of n
+answers has a KL of at most ln n - (n - 1) / n nats to the policy that sampled them, and a turn only imitates it. This
+bound makes the method the yardstick for the other methods.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +33,12 @@ def train(
     checkpoints: Checkpoints | None = None,
     heads: Callable[[], Heads] | None = None,
 ) -> PolicyResult:
-    """Trains a policy and saves it to `folder`. `heads` replaces the reward models.
+    """Train a policy and save it to `folder`. `heads` replaces the reward models.
 
     Raises:
-        InvalidInput: the prompts file is wrong, or too few answers ended by themselves to imitate any.
-        ModelUnavailable: policy or a reward model does not load.
-        StorageFull: no room for a checkpoint or a model; what was saved before stays.
+        InvalidInput: the prompts file is invalid, or too few answers are finished and better than others.
+        ModelUnavailable: the policy or a reward model does not load.
+        StorageFull: the disk has no room for a checkpoint or a model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     comparisons = read_pairs(store.resolve(spec.snapshot)) if spec.snapshot else []
@@ -52,8 +52,8 @@ def train(
             rows, gain = best_rows(spec, answers, scores, run.rows)
             if len(rows) < MIN_DEMONSTRATIONS:
                 run.notes.append(
-                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves and scored better than "
-                    f"others, fewer than {MIN_DEMONSTRATIONS}: the run ended before it."
+                    f"Turn {turn + 1} found only {len(rows)} finished answers that scored better than others. It needs "
+                    f"{MIN_DEMONSTRATIONS}, so the run ended before this turn."
                 )
                 break
             sft_spec = SFTSpec(
@@ -71,7 +71,7 @@ def train(
 def best_rows(
     spec: BestOfNSpec, answers: Answers, scores: torch.Tensor, rows: Sequence[PromptRow]
 ) -> tuple[list[DemonstrationRow], float]:
-    """The best answers of each prompt, and by how much their scores exceed the mean of all."""
+    """Return the best answers to each prompt, and how far their mean score exceeds the mean score of all answers."""
     controlled = controlled_scores(
         scores, answers.lengths, answers.finished, spec.length_weight, spec.missing_eos_penalty
     )

@@ -1,5 +1,6 @@
-"""Preference optimisation without sampling: DPO (Rafailov et al. 2023), where the policy is its own reward model, and
-its family (`trainer.algorithms.preference`).
+"""Preference optimisation without sampling: DPO (Rafailov et al. 2023) and its variants.
+
+The policy itself serves as the reward model. `trainer.algorithms.preference` has the losses.
 """
 
 import time
@@ -59,9 +60,9 @@ from trainer.speed.memory import PeakMemory
 from trainer.speed.precision import name_of
 from trainer.training.training import Training
 
-CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
+CHOSEN, REJECTED = 0, 1  # rows of every (2, N) tensor below; a liked response counts as chosen
 
-LogpsOf = Callable[..., Tensor]  # the policy's `completion_logps` of groups, `report` optional
+LogpsOf = Callable[..., Tensor]  # the policy's `completion_logps` for groups; the argument `report` is optional
 
 
 def train(
@@ -71,27 +72,28 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> PolicyResult:
-    """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
+    """Train on `train` comparisons with a winner and on thumbs, measure on `heldout` rows, save to `folder`.
 
-    An answer that was cut by length is read without the end of its turn: rejected, it does not teach to go on. Where it
-    won against one that ended, the comparison is left out, or the policy would learn to be cut.
+    An answer that was cut by length has no end-of-turn token here. So if it was rejected, the policy does not learn
+    that ending the turn is bad. If it won against a finished answer, the comparison is left out: the policy would learn
+    to write answers that are cut.
 
     Raises:
         InvalidInput: too few rows to learn from.
-        ModelUnavailable: policy or reference does not load.
-        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        ModelUnavailable: the policy or the reference does not load.
+        StorageFull: the disk has no room for a checkpoint or the model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started, memory = time.monotonic(), PeakMemory()
 
-    # 1. Data, before anything that takes time.
+    # 1. Read the data first, so that bad input fails before the slow steps.
     policy_ref = resolve(store, spec.policy)
     reference_ref = None if spec.loss in REFERENCE_FREE else resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
     longest = read_by_all(spec.max_length, *([reference_ref.base] if reference_ref else []))
     train_rows, heldout, dropped = read_rows(spec, store, ChatEncoder(tokenizer, longest))
 
-    # 2. Models; the seed fixes the adapters and the order of the rows.
+    # 2. Load the models. The seed determines the adapters and the order of the rows.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
     if reference_ref is None:
@@ -102,17 +104,17 @@ def train(
     sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
     layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id, "tokens": sizes.forward_tokens}
 
-    # 3. The reference never changes: what it says is computed once, and needed no more once that is known.
+    # 3. Compute the reference's log-probs once, because the reference never changes. Then free it.
     if reference is not None and reference_ref is not None:
         with reference() as model:
-            # It may be of another architecture, which reads rows in another way.
+            # The reference can have another architecture, which may not support rows with shared prompts.
             its_layout = layout | {"share": policy.share and can_share(trunk_of(model))}
             for rows in (train_rows, heldout):
                 report = partial(reporter.progress, total=len(rows.groups), message="log-probs of the reference")
                 rows.keep(reference_logps(store, reference_ref, model, rows.groups, report=report, **its_layout))
         del reference, model
 
-    # 4. Where we start from. A policy that starts as its reference has just been measured.
+    # 4. Measure the policy before training. If it equals the reference, step 3 has already computed its log-probs.
     training = Training(
         policy,
         sizes.fill(spec.optimiser),
@@ -165,10 +167,10 @@ def train(
             measure_heldout(spec, training.steps, heldout, logps_of, reporter)
         training.save_if_due({"values": values})
 
-    # 6. Where we ended; save.
+    # 6. Measure the trained policy and save it.
     values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
     if not heldout.examples:
-        logps_of([train_rows.examples[0].sequences])  # they are numbers, or it is not saved
+        logps_of([train_rows.examples[0].sequences])  # raises if the policy's log-probs are NaN, so it is not saved
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     return PolicyResult(
         values,
@@ -187,25 +189,26 @@ def train(
 
 
 class Example(NamedTuple):
-    """What an entry of a batch is made of: a pair, or one response where there is no rival."""
+    """One element of a batch: a pair, or a single response without a rival."""
 
     sequences: tuple[TokenSequence, ...]
-    kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
+    kinds: tuple[int, ...]  # CHOSEN or REJECTED for each sequence
     weight: float
     row: PairRow | ThumbRow
-    doubt: float = 0.0  # of a pair with a soft label: how probably its rejected response is the better one
+    doubt: float = 0.0  # probability that the rejected response is the better one; 0 without soft labels
 
 
 class Rows:
-    """N examples with all that never changes about them, (2, N), 0 where there is no such response.
+    """N examples with everything about them that does not change during training.
 
     Attributes:
-        weights: (N,) how much each counts in the loss.
-        shares: (N,) what the loss is divided by: a single response is half a pair.
-        doubts: (N,) how probably the rejected response is the better one.
-        lengths: tokens of the completions.
-        strangers: for KTO, each example's prompt with the completions of another prompt; else empty.
-        reference: log-probs of the reference; None for a loss without one.
+        weights: (N,) weight of each example in the loss.
+        shares: (N,) each example's part of the loss's denominator: a single response is half a pair.
+        doubts: (N,) probability that the rejected response is the better one.
+        lengths: (2, N) tokens of the completions; 0 if an example has no such response.
+        strangers: for KTO, each example's prompt with the completions of another prompt; otherwise empty.
+        reference: (2, N) log-probs under the reference; None if the loss has no reference.
+        strangers_reference: the reference's log-probs of each example's strangers.
     """
 
     def __init__(self, examples: list[Example], strangers: list[Group]) -> None:
@@ -220,23 +223,23 @@ class Rows:
 
     @property
     def groups(self) -> list[Group]:
-        """All that a reference is asked about."""
+        """All groups whose log-probs the reference computes: the examples, then the strangers."""
         return [example.sequences for example in self.examples] + self.strangers
 
     def keep(self, reference_logps: Tensor) -> None:
-        """Takes the reference's log-probs (S,) of all completions in `groups`."""
+        """Store the reference's log-probs (S,) of all completions in `groups`."""
         split = [*reference_logps.split([len(group) for group in self.groups])]
         self.reference = by_kind(torch.cat([torch.zeros(0), *split[: len(self.examples)]]), self.examples)
         self.strangers_reference = split[len(self.examples) :]
 
     def pairs(self, policy_logps: Tensor, rows: Sequence[int]) -> PairLogps:
-        """What the losses read of these rows, whose log-probs (2, B) under the policy are given."""
+        """Return the input of the losses for B rows, given their log-probs (2, B) under the policy."""
         where = policy_logps.device
         reference = self.reference[:, rows].to(where) if self.reference is not None else None
         return PairLogps(policy_logps, reference, self.lengths[:, rows].to(where), self.doubts[rows].to(where))
 
     def reference_point(self, logps_of: LogpsOf, rows: Sequence[int], report: Report) -> Tensor:
-        """KTO's z () by the policy as it is, of a whole batch however it is split; 0 where there are no strangers."""
+        """Return KTO's z (), computed with the current policy over the whole batch; 0 if there are no strangers."""
         if not self.strangers:
             return torch.zeros(())
         strangers_reference = torch.cat([self.strangers_reference[i] for i in rows])
@@ -244,7 +247,7 @@ class Rows:
 
 
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
-    """Training and held-out rows, and why others were left out. Raises InvalidInput where there is too little."""
+    """Return training rows, held-out rows, and why rows were left out. Raises InvalidInput if there are too few."""
     encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder, close_cut=False)
     train, ties = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto", soft_labels=spec.soft_labels)
     heldout, heldout_ties = examples_of(encoded.heldout, soft_labels=spec.soft_labels)
@@ -262,14 +265,14 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
     liked, disliked = (sum(kind in example.kinds for example in train) for kind in (CHOSEN, REJECTED))
     if min(liked, disliked) < MIN_PAIRS:
         raise InvalidInput(
-            f"KTO needs at least {MIN_PAIRS} responses that were liked and as many that were not; "
+            f"KTO needs at least {MIN_PAIRS} liked and {MIN_PAIRS} disliked responses; "
             f"there are {liked} and {disliked}." + "".join(f" {sentence}." for sentence in dropped),
             "Collect more judgments, or a thumbs file with both kinds.",
         )
     strangers = strangers_of(train, encoder)
     if not strangers:
         raise InvalidInput(
-            "KTO compares responses with those to other prompts, and all of these answer the same one.",
+            "KTO compares responses to different prompts, but all responses here answer the same prompt.",
             "Collect judgments on more prompts, or choose another loss.",
         )
     return Rows(train, strangers), Rows(heldout, strangers_of(heldout, encoder)), dropped
@@ -278,12 +281,12 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
 def examples_of(
     pairs: Sequence[Pair], *, avoid_both_bad: bool = False, soft_labels: bool = False
 ) -> tuple[list[Example], list[int]]:
-    """What pairs teach, and the ids of ties: they say nothing about which response to make likelier.
+    """Return the examples made from pairs, and the ids of ties. Ties are not used, because they have no winner.
 
     Args:
-        avoid_both_bad: where most labelers found neither any good both are to be avoided, whichever is less bad; for
-            KTO, which needs no rival.
-        soft_labels: keep how sure the labelers are together; else the winner is taken for certain.
+        avoid_both_bad: if most labelers found both responses bad, reject both. Only KTO can do this, because its
+            examples need no rival.
+        soft_labels: use the labelers' joint confidence as the label; otherwise the winner counts as certain.
     """
     examples: list[Example] = []
     ties: list[int] = []
@@ -299,27 +302,28 @@ def examples_of(
 
 
 def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Group]:
-    """Each example's prompt with the completions of the next one whose prompt is another; empty where none is.
+    """Combine each example's prompt with the completions of the next example that has another prompt.
 
-    Fixed once, as shuffling would change what the reference must be asked; the field's code does so too.
+    The list is empty if all examples have the same prompt. The combinations are fixed before training, so that the
+    reference's log-probs of them are computed only once. Other KTO implementations do the same.
     """
-    prompts = [example.row.messages for example in examples]  # whole: two may have lost other parts of the same
+    prompts = [example.row.messages for example in examples]  # uncut: one prompt may be cut differently in two examples
     if all(prompt == prompts[0] for prompt in prompts):
         return []
     strangers: list[Group] = []
-    other = next(i for i, prompt in enumerate(prompts) if prompt != prompts[-1])  # of the last one: from the start
+    other = next(i for i, prompt in enumerate(prompts) if prompt != prompts[-1])  # the last example starts over
     for i in reversed(range(len(prompts))):
         if i + 1 < len(prompts) and prompts[i + 1] != prompts[i]:
             other = i + 1
         completions = [sequence.completion for sequence in examples[other].sequences]
         fitted = encoder.fit(prompts[i], completions)
-        assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
+        assert fitted is not None  # the completions fitted beside their own prompt, and the room is the same for all
         strangers.append(tuple(fitted.sequences))
     return strangers[::-1]
 
 
 def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:
-    """(2, N), chosen first, of the values (S,) of all examples' sequences; 0 where an example has no such response."""
+    """Arrange the values (S,) of all sequences as (2, N), chosen first; 0 if an example has no such response."""
     kinds = torch.tensor([kind for example in examples for kind in example.kinds], dtype=torch.long)
     columns = torch.tensor([n for n, example in enumerate(examples) for _ in example.kinds], dtype=torch.long)
     table = torch.zeros(2, len(examples), dtype=values.dtype, device=values.device)
@@ -330,7 +334,7 @@ def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:
 
 
 def losses_of(spec: DPOSpec, pairs: PairLogps, z: Tensor) -> Tensor:
-    """The spec's loss (B,)."""
+    """Return the spec's loss (B,)."""
     return preference_loss(
         spec.loss,
         pairs,
@@ -346,7 +350,7 @@ def losses_of(spec: DPOSpec, pairs: PairLogps, z: Tensor) -> Tensor:
 
 
 def measure_heldout(spec: DPOSpec, step: int, heldout: Rows, logps_of: LogpsOf, reporter: Reporter) -> dict[str, float]:
-    """Runs the policy on held-out rows and reports them; returns the metrics of all rows."""
+    """Compute the policy's log-probs of held-out rows and report their metrics; return the metrics over all rows."""
     everything = range(len(heldout.examples))
     report = partial(reporter.progress, total=len(heldout.examples), message="held-out comparisons")
     logps = logps_of([example.sequences for example in heldout.examples], report=report)
@@ -357,7 +361,7 @@ def measure_heldout(spec: DPOSpec, step: int, heldout: Rows, logps_of: LogpsOf, 
 def report_heldout(
     spec: DPOSpec, step: int, heldout: Rows, logps: Tensor, z: Tensor, reporter: Reporter
 ) -> dict[str, float]:
-    """Reports metrics of log-probs (2, N), by slice too; returns those of all rows, none where there is no row."""
+    """Report metrics of the log-probs (2, N), overall and by slice; return the overall ones, empty without rows."""
     members: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(heldout.examples):
         for name in ["", *slice_names(example.row.slices)]:
@@ -371,7 +375,7 @@ def report_heldout(
 
 
 def statistics(spec: DPOSpec, pairs: PairLogps, z: Tensor, prefix: str = "") -> dict[str, float]:
-    """The field's metrics of a batch, means over the responses that are there; a single response has no margin."""
+    """Return a batch's metrics: means over existing responses. Margins and accuracies need both responses of a pair."""
     rewards = preference_rewards(spec.loss, pairs, spec.beta)
     there = pairs.lengths > 0
     values = {"loss": losses_of(spec, pairs, z).sum() * 2 / there.sum()}
@@ -381,7 +385,7 @@ def statistics(spec: DPOSpec, pairs: PairLogps, z: Tensor, prefix: str = "") -> 
             values[f"logps/{name}"] = pairs.policy[kind, there[kind]].mean()
     if (both := there.all(0)).any():
         margins = rewards[CHOSEN, both] - rewards[REJECTED, both]
-        # A margin of 0 orders nothing: half right, as by a coin (a policy that is still its reference).
+        # A margin of 0 counts as half right, like a coin flip. This happens while the policy equals its reference.
         right = (margins > 0).float() + (margins == 0).float() / 2
         values |= {"rewards/accuracies": right.mean(), "rewards/margins": margins.mean()}
     if spec.loss == "kto":

@@ -1,7 +1,7 @@
-"""Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice.
+"""Evaluate a policy on held-out prompts: sample answers, score them and compare with the reference, by slice.
 
-If the spec names the policy before, that one answers the same prompts from the same seeds, and the same reward models
-score both: see `trainer.evaluation.comparing`. Both also take the spec's suites: see `trainer.evaluation.suites`.
+If the spec names a previous policy (`before`), that policy answers the same prompts with the same seeds, and the same
+reward models score both (`trainer.evaluation.comparing`). Both also answer the suites (`trainer.evaluation.suites`).
 """
 
 import gc
@@ -55,29 +55,29 @@ from trainer.speed.precision import name_of
 
 
 class EvaluateResult(NamedTuple):
-    """The metrics of `trainer.evaluation.figures` over all responses; those by slice went to the reporter."""
+    """The metrics of `trainer.evaluation.figures` over all responses. Metrics by slice go to the reporter."""
 
     metrics: dict[str, float]
     samples: int
     tokens: int
     seconds: float
     precision: str
-    """The precision of all models. The spec with it instead of `auto` repeats the evaluation."""
+    """The precision of all models. To repeat the evaluation, put it into the spec in place of `auto`."""
     sizes: dict[str, int]
-    """`batch_size`, how many sequences were generated together, and `forward_tokens`: see `RewardResult`."""
+    """`batch_size` (sequences generated together) and `forward_tokens`: see `RewardResult`."""
     peak_memory: int
     """As in `RewardResult`."""
     notes: tuple[str, ...] = ()
-    """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
+    """Sentences that help to interpret the metrics: prompts that were cut, or a default chat template that was used."""
     suites: tuple[dict[str, Any], ...] = ()
     """Counts by suite version and slice: `trainer.evaluation.suites.Suites.compare`."""
     examples: Mapping[str, Sequence[dict[str, Any]]] = MappingProxyType({})
-    """By figure, answers that stand out most in what their text alone does not tell: what was asked, what was said, and
-    the figure's value."""
+    """The most conspicuous answers by each figure that cannot be computed from the text alone: the prompt, the answer
+    and the figure's value."""
 
 
 class Share(NamedTuple):
-    """What one process found out about its responses, in their order, and about those of the policy before."""
+    """The results of one process: for its responses, in their order, and for those of the previous policy."""
 
     responses: list[Response]
     scores: list[float]
@@ -86,7 +86,7 @@ class Share(NamedTuple):
     before: list[Response]
     before_scores: list[float]
     base: list[tuple[int, float]]
-    """(prompt id, score) of stored responses of the reference."""
+    """(prompt id, score) of each stored response of the reference."""
     looked: Looked
     before_looked: Looked
 
@@ -106,27 +106,34 @@ def evaluate(
     scorer: Scorer | None = None,
     on_suite: OnSuite = lambda version, answers: None,
 ) -> EvaluateResult:
-    """Samples, scores, measures; `on_completions` gets the policy's samples batch by batch, `on_suite` what both
-    policies made of a suite. `scorer` replaces the reward models. Without either there are no metrics of scores.
+    """Sample from the policy, score the samples and measure the policy.
 
-    The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
-    which makes their comparison less noisy.
+    The samples of a prompt depend on the spec's seed. If two policies are evaluated with the same seed, they use the
+    same random numbers, so the comparison is less noisy.
+
+    Args:
+        on_completions: called with the policy's samples, batch by batch.
+        scorer: replaces the reward models. Without a scorer and reward models, no metrics of scores are reported.
+        on_suite: called with both policies' answers to a suite.
 
     Raises:
-        InvalidInput: the prompts file is wrong or empty, the chat template takes no such prompt, or new tokens leave
-            no room for one; or suites are named, and no policy before.
+        InvalidInput: the prompts file is invalid or empty, the chat template rejects a prompt, `max_new_tokens` leaves
+            no room for a prompt, or the spec names suites but no previous policy.
         NotFound: a suite's file is gone.
-        ModelUnavailable: a model does not load, or policy and reference read other tokens.
+        ModelUnavailable: a model does not load, or policy and reference have different vocabularies.
         TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
     started, memory = time.monotonic(), PeakMemory()
-    # 1. Load.
+    # 1. Read the prompts and load the policy and the reward models.
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     before_ref = resolve(store, spec.before) if spec.before else None
     suites = Suites(spec.suites, store)
     if suites and not before_ref:
-        raise InvalidInput("Suites compare a policy with the one before, and none is named.", "Name it: `before`.")
+        raise InvalidInput(
+            "Suites compare a policy with the previous policy, but the spec names no previous policy.",
+            "Set `before` to the previous policy.",
+        )
     tokenizer = load_tokenizer(policy_ref)
     encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base))
     notes = (
@@ -155,7 +162,7 @@ def evaluate(
         scorer = reward_models_scorer(folders, spec.max_length, tick=tick, dtype=dtype)
     policy = load_causal_lm(policy_ref, dtype=dtype)
 
-    # 2. Sample. Every process does its share of the prompts.
+    # 2. Sample. Every process answers its share of the prompts.
     main = accelerator().is_main_process
     mine = rows[accelerator().process_index :: accelerator().num_processes]
 
@@ -184,7 +191,7 @@ def evaluate(
             on_completions([Completion.of(response, generation) for response in batch])
         responses += batch
 
-    # 3. Score, and log-probs of policy and reference, which need not be in memory together.
+    # 3. Compute scores, and log-probs of policy and reference. The two need not be in memory together.
     scores, looked = look(scorer, responses)
     answers = read_answers(store.resolve(spec.base_samples)) if spec.base_samples else {}
     stored = [Stored(row, text) for row in mine for text in answers.get(row.id, ())]
@@ -202,7 +209,7 @@ def evaluate(
         nonlocal loaded_ref, loaded
         if ref != loaded_ref:
             loaded = None
-            gc.collect()  # modules stand in reference cycles; the next one needs the room
+            gc.collect()  # modules form reference cycles; loading the next model needs the memory
             loaded_ref, loaded = ref, load_causal_lm(ref, dtype=dtype)
         return loaded
 
@@ -210,7 +217,7 @@ def evaluate(
     if reference_ref != policy_ref:
         reference_logps = response_logps(load(reference_ref), sequences, generation.temperature, pad_id, tick)
 
-    # 4. The policy before answers the same prompts from the same seeds; the same reward models score it.
+    # 4. The previous policy answers the same prompts with the same seeds; the same reward models score its answers.
     before: list[Response] = []
     taken_before: list[Taken] = []
     agreed: list[float] = []
@@ -222,7 +229,7 @@ def evaluate(
     before_scores, before_looked = look(scorer, before) if before else (torch.empty(0), Looked.unknown(torch.empty(0)))
     rewarded = premises.reward_margins(scorer) if before and is_scored else None
 
-    # 5. Bring the shares together. The main process's come first, and have been handed on.
+    # 5. Gather the processes' shares. The main process's share comes first; its completions are already handed on.
     mine_found = Share(
         *(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist(), base),
         *(looked, before_looked),
@@ -242,7 +249,7 @@ def evaluate(
     looked = Looked(*map(torch.cat, zip(*(share.looked for share in shares), strict=True)))
     before_looked = Looked(*map(torch.cat, zip(*(share.before_looked for share in shares), strict=True)))
 
-    # 6. Report by slice.
+    # 6. Report the metrics, overall and by slice.
     measured = measure(responses, scores, logps, reference_logps, looked)
     if before:
         for name, values in compare(responses, scores, before, before_scores, looked, before_looked).items():
@@ -271,11 +278,11 @@ def evaluate(
     )
 
 
-WORST = 5  # examples of a figure
+WORST = 5  # examples per figure
 
 
 def _worst(responses: Sequence[Response], looked: Looked) -> dict[str, list[dict[str, Any]]]:
-    """The responses that stand out most in each figure of the reward models, one a prompt."""
+    """Return the responses with the highest values of each reward-model figure, at most one per prompt."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, column in reward_figures(looked).items():
         of_prompts: dict[int, dict[str, Any]] = {}
@@ -289,7 +296,7 @@ def _worst(responses: Sequence[Response], looked: Looked) -> dict[str, list[dict
 
 
 def _unscored(responses: Sequence[Any]) -> Tensor:
-    """Stands for the reward models where there are none: `_without_scores` drops what follows from it."""
+    """Stand in for missing reward models. `_without_scores` removes the metrics that depend on these scores."""
     return torch.zeros(len(responses))
 
 
@@ -299,7 +306,7 @@ def _without_scores(values: dict[str, float]) -> dict[str, float]:
 
 
 def _yardstick(responses: list[Response], scores: Tensor, base: list[tuple[int, float]]) -> dict[str, float]:
-    """Best-of-n of the reference: see `app.domain.yardstick`."""
+    """Compare the scores with best-of-n of the reference: see `app.domain.yardstick`."""
     new: defaultdict[int, list[float]] = defaultdict(list)
     of_reference: defaultdict[int, list[float]] = defaultdict(list)
     for response, score in zip(responses, scores.tolist(), strict=True):
@@ -310,8 +317,8 @@ def _yardstick(responses: list[Response], scores: Tensor, base: list[tuple[int, 
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:
-    """`evaluate` with its samples in `completions.jsonl` of a folder, and answers to suites in `suite-*.jsonl`: the
-    signature all recipes share."""
+    """Run `evaluate` with the signature that all recipes share. Write the policy's samples to `completions.jsonl` in
+    `folder`, and the answers to suites to `suite-*.jsonl`."""
 
     def write(version: int, answers: Sequence[SuiteAnswer]) -> None:
         (folder / f"suite-{version}.jsonl").write_text(to_lines(answers), encoding="utf-8")

@@ -1,22 +1,23 @@
-"""RLOO and GRPO: policy gradients whose baseline is what the policy's other answers to a prompt are worth.
+"""RLOO and GRPO: policy gradients whose baseline is computed from the rewards of other answers to the same prompt.
 
-There is no critic to train. In their place `samples_per_prompt` answers are sampled to each prompt, which is read once
-for all of them, in sampling and in updates (Ahmadian et al. 2024; Shao et al. 2024; Liu et al. 2025; Yu et al. 2025).
+There is no critic to train. Instead, the policy gives `samples_per_prompt` answers to each prompt. In sampling and in
+updates, the prompt's tokens are processed once for all its answers (Ahmadian et al. 2024; Shao et al. 2024; Liu et al.
+2025; Yu et al. 2025).
 
-| metric | of a rollout |
+| metric | meaning, for one rollout |
 |---|---|
-| `objective/*`, `time/*`, `eps`, `policy/early_stop` | as PPO's: see `trainer.recipes.ppo` |
-| `objective/non_score_reward` | -beta * k1 summed over a sequence; 0 with the leash in the loss |
-| `frac_reward_zero_std` | groups whose rewards are all equal: they say nothing and are left out of the updates |
+| `objective/*`, `time/*`, `eps`, `policy/early_stop` | the same as for PPO: see `trainer.recipes.ppo` |
+| `objective/non_score_reward` | -beta * k1 summed over a sequence; 0 if the KL penalty is in the loss |
+| `frac_reward_zero_std` | share of groups whose rewards are all equal: no signal, so updates leave them out |
 | `reward_std` | standard deviation of rewards within a group, mean over groups |
 | `loss/policy_avg` | the clipped surrogate, mean over the rollout's minibatches |
-| `loss/kl_avg` | with the leash in the loss: k3 to the reference, weighted as the surrogate is |
+| `loss/kl_avg` | if the KL penalty is in the loss: k3 to the reference, with the surrogate's weights |
 | `policy/approxkl_avg`, `policy/entropy_avg` | means over the tokens of a minibatch, then over minibatches |
-| `policy/clipfrac_avg`, `val/ratio` | the same over what has a ratio: tokens, or answers in RLOO as published |
-| `val/ratio_var` | variance over the minibatches of their mean ratios |
-| `val/num_eos_tokens` | responses that ended by themselves |
+| `policy/clipfrac_avg`, `val/ratio` | the same, over tokens; for RLOO as published, over whole answers |
+| `val/ratio_var` | variance of the minibatches' mean ratios |
+| `val/num_eos_tokens` | number of finished responses |
 
-Log-probs are of logits / temperature, in sampling, reference and update alike, without top-k or top-p.
+Log-probs are those of logits / temperature in sampling, reference and update alike, without top-k or top-p.
 """
 
 import time
@@ -50,23 +51,23 @@ def train(
     checkpoints: Checkpoints | None = None,
     scorer: Scorer | None = None,
 ) -> PolicyResult:
-    """Trains on the prompts' own samples and saves the policy to `folder`. `scorer` replaces the reward models.
+    """Train on the policy's own answers to the prompts; save it to `folder`. `scorer` replaces the reward models.
 
-    One metrics step is one rollout with its updates. A run that was interrupted goes on from its last checkpoint, in
-    the middle of a rollout's updates too, and ends with the weights it would have ended with.
+    One metrics step is one rollout with its updates. An interrupted run resumes from its last checkpoint, even within a
+    rollout's updates, and ends with the same weights as an uninterrupted run.
 
     Raises:
-        InvalidInput: a file of prompts or demonstrations is wrong or empty, the chat template takes no such prompt, new
-            tokens leave no room for one, or the processes share out weights.
-        ModelUnavailable: policy, reference or a reward model does not load.
-        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        InvalidInput: a file of prompts or demonstrations is invalid or empty, the chat template rejects a prompt,
+            `max_new_tokens` leaves no room for a prompt, or the run uses FSDP.
+        ModelUnavailable: the policy, the reference or a reward model does not load.
+        StorageFull: the disk has no room for a checkpoint or the model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
     refuse_shards(spec.kind.upper())
     spec, k = in_whole_groups(spec), spec.samples_per_prompt
 
-    # 1. Prompts and models; the seed fixes the samples, the adapters and the order of everything.
+    # 1. Read the prompts and load the models. The seed determines samples, adapters and every order.
     status = Status(reporter, spec.episodes)
     loaded = load(spec, store, status, checkpoints, scorer)
     pad_id = loaded.tokenizer.pad_token_id
@@ -75,7 +76,7 @@ def train(
     at_once = spec.rollout_batch_size or loaded.sizes.rollout_batch_size
     collector = Collector(policy, loaded.reference, sampler, loaded.scorer, loaded.rows, at_once, pad_id, status)
 
-    # 2. Where we are: at the start, or where the last checkpoint was written.
+    # 2. Set up training: from the start, or from the last checkpoint.
     sizes, groups_at_once = rollout_sizes(spec), spec.optimiser.batch_size // k
     steps = [spec.optimiser.epochs * -(-size // spec.optimiser.batch_size) for size in sizes]
     training = Training(
@@ -89,24 +90,24 @@ def train(
     learner = Learner(spec, training, policy.share, pad_id, loaded.mix, status)
     rollouts = Rollouts(spec, sizes, steps, loaded, training, collector, status)
 
-    # 3. k answers of the policy as it is now to each prompt, side by side, with log-probs of that policy and of the
-    # reference, and scores. That is what takes longest.
+    # 3. Sample k adjacent answers per prompt from the current policy, with scores and with log-probs of the policy and
+    # the reference. This step takes longest.
     for rollout in rollouts:
-        # 4. Rewards of whole answers: their scores, less the leash where it is in the reward.
+        # 4. Rewards of whole answers: the score, minus beta * KL if the spec puts the KL penalty into the reward.
         scores = rollouts.shaped_scores()
         leash = -rollouts.beta * rollout.kl if spec.kl_in == "reward" else torch.zeros_like(scores)
         rewards = (scores + leash).view(-1, k)
 
-        # 5. Advantages: how much better an answer is than the others to its prompt. Groups without a difference say
-        # nothing; beside others they would only make a minibatch's step smaller.
+        # 5. Advantages: how much better an answer is than the other answers to its prompt. Groups of equal rewards have
+        # no signal. In a minibatch with others, they would only make the step smaller.
         if spec.kind == "rloo":
             advantages = leave_one_out(rewards).flatten()
         else:
             advantages = group_relative(rewards, scaled=spec.normalisation == "published").flatten()
         groups = has_signal(rewards).nonzero().flatten().tolist()
 
-        # 6. Several epochs of minibatches of whole groups, a fresh permutation each; none once the policy has strayed
-        # too far.
+        # 6. Several epochs of updates on minibatches of whole groups, each epoch in a new order. The updates end early
+        # if the policy has moved too far.
         planned = [
             [group * k + i for group in chosen for i in range(k)]
             for chosen in minibatches(spec, rollouts.progress.rollout, groups, groups_at_once)
@@ -114,16 +115,16 @@ def train(
         for minibatch in rollouts.minibatches(planned):
             rollouts.step(learner.accumulate(rollout, minibatch, advantages, rollouts.beta))
 
-        # 7. Metrics, of the policy that sampled; then lead the leash.
+        # 7. Report metrics of the policy that sampled, then adapt beta.
         said = {"frac_reward_zero_std": 1 - len(groups) / len(rewards), "reward_std": float(rewards.std(1).mean())}
         rollouts.report(scores, leash, said)
 
-    # 8. Save.
+    # 8. Save the policy.
     return rollouts.result(folder)
 
 
 def in_whole_groups(spec: RLOOSpec | GRPOSpec) -> RLOOSpec | GRPOSpec:
-    """The spec with episodes, rollouts and minibatches rounded up to whole groups."""
+    """Return the spec with episodes, rollouts and minibatches rounded up to whole groups."""
 
     def whole(episodes: int) -> int:
         return -(-episodes // spec.samples_per_prompt) * spec.samples_per_prompt
@@ -137,7 +138,7 @@ def in_whole_groups(spec: RLOOSpec | GRPOSpec) -> RLOOSpec | GRPOSpec:
 
 
 class Learner:
-    """Gradients of minibatches of a rollout."""
+    """Computes the gradients of a rollout's minibatches."""
 
     def __init__(
         self,
@@ -154,8 +155,12 @@ class Learner:
     def accumulate(
         self, rollout: Rollout, minibatch: Sequence[int], advantages: Tensor, beta: float
     ) -> dict[str, float]:
-        """Adds the gradients of a minibatch, advantages (B,) of all answers given; returns its loss and what is
-        watched. `beta` is that of the leash where it is in the loss.
+        """Accumulate the gradients of a minibatch; return its loss and the metrics of `WATCHED`.
+
+        Args:
+            minibatch: indices of the minibatch's answers in the rollout.
+            advantages: (B,) of all answers in the rollout.
+            beta: coefficient of the KL penalty; used only if the spec puts the penalty into the loss.
         """
         spec, training = self.spec, self.training
         mixed = {"loss/ptx_avg": self.mix.accumulate(training, self.share, self.tick)} if self.mix else {}
@@ -171,7 +176,7 @@ class Learner:
             chosen = [i for group in part.rows for i in groups[group]]
             packed = pack([sequences[i] for i in chosen], self.pad_id, self.share).to(device())
             new = training.model(packed, spec.temperature, True)
-            # Flat (N,): the tokens of the answers one after the other, as the model returns them.
+            # Flat (N,): the tokens of one answer after the other, as the model returns them.
             old_logps, reference_logps = (
                 column[chosen][mask[chosen]].to(device()) for column in (rollout.logps, rollout.reference_logps)
             )
@@ -192,7 +197,7 @@ class Learner:
             )
             training.backward(loss.policy + beta * loss.kl, part)
             if part.counts:
-                of_tokens = len(new.logps) / tokens  # means over the minibatch are sums over its parts
+                of_tokens = len(new.logps) / tokens  # weights parts so that their sum is the minibatch's mean
                 of_units = len(chosen) / answers if whole_answers else of_tokens
                 seen = (
                     loss.policy,

@@ -1,9 +1,9 @@
-"""DPO on people's comparisons, then in turns on pairs of the policy's own answers that the reward model has chosen.
+"""DPO on people's comparisons, then turns of DPO on pairs of the policy's own answers, chosen by the reward models.
 
-People's comparisons teach the direction, but on answers that another policy may have given. A turn teaches on answers
-that the policy gives now: the best against the worst of `samples_per_prompt`, as the reward models score them (online
-DPO: Guo et al. 2024; iterative DPO: Xu et al. 2023). `trainer.training.turns` says what is measured, and how the KL
-budget and people's held-out comparisons keep the policy from going too far.
+People's comparisons teach the direction, but another policy may have given their answers. A turn trains on the current
+policy's answers: the reward models choose the best and the worst of `samples_per_prompt` (online DPO: Guo et al. 2024;
+iterative DPO: Xu et al. 2023). `trainer.training.turns` explains the measurements, and how the KL budget and people's
+held-out comparisons limit the policy's change.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ from trainer.training.phases import workplace
 from trainer.training.scored_answers import Answers
 from trainer.training.turns import Turns
 
-PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
-MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in
+PEOPLES_BUDGET = 0.5  # share of the KL budget for people's comparisons if turns follow, so that the turns have the rest
+MIXED = 2_000_004  # place in the run for random numbers: which of people's comparisons a turn mixes in
 
 
 def train(
@@ -37,14 +37,14 @@ def train(
     checkpoints: Checkpoints | None = None,
     heads: Callable[[], Heads] | None = None,
 ) -> PolicyResult:
-    """Trains a policy and saves it to `folder`. `heads` replaces the reward models.
+    """Train a policy and save it to `folder`. `heads` replaces the reward models.
 
-    A run that was interrupted goes on in the phase it was in, and ends with the weights it would have ended with.
+    An interrupted run resumes in its current phase and ends with the same weights as an uninterrupted run.
 
     Raises:
-        InvalidInput: too few comparisons to learn from, or a file of rows is wrong.
-        ModelUnavailable: policy or a reward model does not load.
-        StorageFull: no room for a checkpoint or a model; what was saved before stays.
+        InvalidInput: too few comparisons to learn from, or a file of rows is invalid.
+        ModelUnavailable: the policy or a reward model does not load.
+        StorageFull: the disk has no room for a checkpoint or a model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     comparisons = read_pairs(store.resolve(spec.snapshot))
@@ -52,9 +52,9 @@ def train(
     with workplace(checkpoints) as work:
         run = Turns(spec, store, reporter, checkpoints, work, heldout, heads)
         encoded = encode_pairs(comparisons, run.encoder, close_cut=False)
-        people = [pair.row for pair in encoded.train if not pair.tied]  # those that DPO learns from
+        people = [pair.row for pair in encoded.train if not pair.tied]  # DPO does not learn from ties
 
-        # 1. What people said. It needs no reward model, and brings the policy to where its samples are worth scoring.
+        # 1. Train on people's comparisons. This needs no reward model, and makes the policy's samples worth scoring.
         if spec.human_epochs:
             optimiser = run.optimiser.model_copy(
                 update={"learning_rate": spec.human_learning_rate, "epochs": spec.human_epochs}
@@ -64,7 +64,7 @@ def train(
                 "comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0
             )
 
-        # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
+        # 2. Turns. Each starts from the previous turn's policy, which is also the reference. The KL budget limits them.
         for turn in range(spec.turns):
             if not run.goes_on:
                 break
@@ -73,8 +73,8 @@ def train(
             values = {"turn/pairs": float(len(pairs)), "turn/margin": margin}
             if len(pairs) < MIN_PAIRS:
                 run.notes.append(
-                    f"Turn {turn + 1} found {len(pairs)} pairs whose scores differ by more than {spec.min_margin:g}, "
-                    f"fewer than {MIN_PAIRS}: the run ended before it."
+                    f"Turn {turn + 1} found only {len(pairs)} pairs whose scores differ by more than "
+                    f"{spec.min_margin:g}. It needs {MIN_PAIRS}, so the run ended before this turn."
                 )
                 break
             mixed = mixed_in(spec, people, len(pairs), turn)
@@ -82,12 +82,12 @@ def train(
             turn_spec = dpo_spec(run, spec, snapshot, nll_weight=spec.nll_weight)
             run.train(f"turn-{turn + 1}", dpo, turn_spec, values)
 
-        # 3. The last policy that people's held-out comparisons do not speak against.
+        # 3. Save the last policy that people's held-out comparisons do not show to be worse.
         return run.finish(folder)
 
 
 def dpo_spec(run: Turns, spec: OnPolicyDPOSpec, snapshot: str, **changes: object) -> DPOSpec:
-    """DPO from the policy as it is, which is the reference too."""
+    """Return the spec of a DPO phase that starts from the current policy and uses it as the reference."""
     settings = {
         "policy": run.policy,
         "reference": run.policy,
@@ -104,7 +104,7 @@ def dpo_spec(run: Turns, spec: OnPolicyDPOSpec, snapshot: str, **changes: object
 def chosen_pairs(
     spec: OnPolicyDPOSpec, answers: Answers, scores: torch.Tensor, rows: Sequence[PromptRow]
 ) -> tuple[list[PairRow], float]:
-    """The pairs of a turn, and their mean difference of scores. Their ids are negative: people's are not."""
+    """Return a turn's pairs and their mean score difference. Their ids are negative, unlike those of people's pairs."""
     scores = controlled_scores(scores, answers.lengths, answers.finished, spec.length_weight, spec.missing_eos_penalty)
     by_id = {row.id: row for row in rows}
     pairs: list[PairRow] = []
@@ -138,7 +138,10 @@ def chosen_pairs(
 
 
 def mixed_in(spec: OnPolicyDPOSpec, people: Sequence[PairRow], pairs: int, turn: int) -> list[PairRow]:
-    """People's comparisons that make up `human_share` of a turn's rows beside so many pairs; all, if they are fewer."""
+    """Draw people's comparisons to mix in with a turn's `pairs`, so that they make up `human_share` of its rows.
+
+    If there are too few of people's comparisons, return all of them.
+    """
     wanted = round(pairs * spec.human_share / (1 - spec.human_share))
     order = torch.randperm(len(people), generator=generator_at(spec.seed, MIXED, turn)).tolist()
     return [people[i] for i in order[:wanted]]

@@ -1,4 +1,4 @@
-"""Trains a reward model on a snapshot: Bradley-Terry on pairs and rankings (Ouyang et al. 2022, section 3.5)."""
+"""Train a reward model on a snapshot: Bradley-Terry on pairs and rankings (Ouyang et al. 2022, section 3.5)."""
 
 import hashlib
 import itertools
@@ -78,11 +78,11 @@ from trainer.speed.precision import name_of
 from trainer.speed.sharding import wants_shards
 from trainer.training.training import Training
 
-PROBES = 1_000_002  # a place in the run that no epoch has
-BELOW_CEILING = 0.99  # share of the compared responses
+PROBES = 1_000_002  # place in the run for random numbers; no epoch has this number
+BELOW_CEILING = 0.99  # share of the compared responses whose score is below the ceiling
 
 RewardsOf = Callable[..., Tensor]
-"""`response_rewards` of elements; the text says what is going on, and a member may be named."""
+"""`response_rewards` with the arguments elements, progress message and, optionally, member."""
 
 
 def train(
@@ -92,17 +92,18 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> RewardResult:
-    """Trains on the snapshot's `train` rows, measures on rows not trained on, saves model, report and card to `folder`.
+    """Train on the snapshot's `train` rows, measure on unseen rows, and save model, report and card to `folder`.
 
     Raises:
-        InvalidInput: too few comparisons with a winner, or too few that rate an aspect.
+        InvalidInput: too few comparisons have a winner, or too few rate an aspect, or a frozen trunk is combined with
+            FSDP.
         ModelUnavailable: the backbone does not load.
-        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        StorageFull: the disk has no room for a checkpoint or the model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started, memory = time.monotonic(), PeakMemory()
 
-    # 1. Data, before anything that takes time.
+    # 1. Read the data first, so that bad input fails before the slow steps.
     backbone = resolve(store, spec.backbone)
     tokenizer = load_tokenizer(backbone)
     pad_id = tokenizer.pad_token_id
@@ -116,15 +117,16 @@ def train(
     folds, fold_notes = folds_of(spec, train_pairs, elements)
     notes = (*notes_on(tokenizer), *fold_notes)
 
-    # 2. Model: the policy's trunk with new heads; the seed fixes heads, adapters, bootstrap, folds, the order of rows.
-    # A frozen trunk is the base's, without the policy's adapter: the same base then serves policy and reward model.
+    # 2. Build the model: the policy's trunk with new heads. The seed determines heads, adapters, bootstrap, folds and
+    # the order of rows. A frozen trunk is the base model's, without the policy's adapter, so that one copy of the base
+    # can serve both policy and reward model.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
     heads, frozen = head_names(spec.ensemble, spec.aspects), spec.trunk == "frozen"
     if frozen:
         if wants_shards():
             raise InvalidInput(
-                "A reward model on a frozen trunk does not run under FSDP: only the trunk could be shared out.",
+                "A reward model on a frozen trunk does not run under FSDP: FSDP could only shard the frozen trunk.",
                 "Launch it with docs/accelerate/ddp.yaml, or set `trunk` to trained.",
             )
         model = frozen_reward_model(backbone.base, heads, dtype, folds.members)
@@ -138,8 +140,8 @@ def train(
         for member in range(folds.members)
     ]
 
-    # 3. Train: a batch is of elements, a pair or a whole ranking each. Members take turns, a batch each. Heads on a
-    # frozen trunk need no steps.
+    # 3. Train. A batch consists of elements; an element is a pair or a whole ranking. With several members, each batch
+    # trains the next member in turn. Heads on a frozen trunk are fitted directly, without optimiser steps.
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     epochs = [] if frozen else schedule(spec, folds, lengths)
     ends = list(itertools.accumulate(len(steps) for steps in epochs)) or [0]
@@ -161,7 +163,9 @@ def train(
         training.tokens = sum(lengths[number] for number in numbers)
 
     def unseen(train_rewards: Tensor, heldout_rewards: Tensor, deviation: Tensor) -> list[Said]:
-        """What is said by who did not train on it: by each member of its fold, by all together of held-out pairs."""
+        """Return predictions for unseen pairs: each member's for its held-out fold, and the ensemble's for held-out
+        pairs.
+        """
         ties = objective.all_ties()
         by_fold = said_by_members(model, folds, train_pairs, elements, train_rewards, deviation, ties, trained=False)
         return [*by_fold, said_together(model, heldout, heldout_rewards, deviation, ties)]
@@ -205,7 +209,7 @@ def train(
     if best.weights and best.kept < len(ends):
         training.put_back(best.weights)
 
-    # 4. Measure, on the scale Bradley-Terry fits: what members did not train on tells how good they are.
+    # 4. Measure on the scale of Bradley-Terry. Quality is judged by pairs that a member did not train on.
     ties = objective.all_ties()
     reference = rewards_of(elements, "rewards of the training responses")
     mean, deviation = reference.double().mean(0), reference.double().std(0)
@@ -247,10 +251,10 @@ def train(
     }
     report["gap"] = overfitting(report["train"], report["unseen"])
 
-    # 5. Bring the score, and each head of the aspects, to mean 0 and standard deviation 1 over the training responses.
+    # 5. Normalise the score and each aspect head to mean 0 and standard deviation 1 over the training responses.
     trained = training.whole_module()
     model, rewards_of = trained.model, partial(response_rewards, trained, trained.model, pad_id, reporter)
-    # The mean of several heads with standard deviation 1 has a smaller one.
+    # The mean of several heads that each have standard deviation 1 has a smaller standard deviation.
     spread = model.score((reference - mean) / deviation).std()
     scale = deviation.clone()
     scale[model.score_heads] *= spread
@@ -261,19 +265,19 @@ def train(
     about = heldout_rewards if heldout else train_rewards
     report["disagreement"] = disagreement(model, (about - mean) / scale)
 
-    # 6. Figures that need more passes: rewritten responses, of held-out comparisons if there are any with a winner.
+    # 6. Compute figures that need more forward passes: scores of rewritten responses, if possible of held-out pairs.
     if on_unseen.pairs:
         report |= pair_figures(on_unseen)
         candidates = [pair for pair in heldout if not pair.tied] or on_unseen.pairs
-        # Without gradients, so at most a third of the training's time.
+        # The probes read about as many tokens as training did, but without gradients: at most a third of its time.
         passes = 1 if frozen else model.members
         probed = probed_pairs(candidates, training.tokens // passes, training.generator(PROBES))
         report["probes"] = probe_figures(probed, text_scorer(rewards_of, model, encoder))
     for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
         reporter.metrics(training.steps, values, name)
 
-    # 7. Save.
-    # In the store its base is found by location, wherever the store moves; elsewhere only by its path.
+    # 7. Save. Inside the store, refer to the base by its location, which stays valid if the store moves. Outside, use
+    # its path.
     inside = folder.resolve().is_relative_to(store.root.resolve())
     base = spec.backbone.base if inside else backbone.base
     save_reward_model(model, tokenizer, folder, base)
@@ -333,7 +337,7 @@ def response_rewards(
     message: str,
     member: int | None = None,
 ) -> Tensor:
-    """Rewards of the sequences of all elements, on the CPU: (S, C) of all members, (S, H) of one.
+    """Return rewards of the sequences of all elements, on the CPU: (S, C) of all members, or (S, H) of one member.
 
     Raises:
         TrainingDiverged: a reward is not a number.
@@ -344,7 +348,7 @@ def response_rewards(
 
 
 def response_features(model: RewardModel, pad_id: int, reporter: Reporter, elements: Sequence[Element]) -> Tensor:
-    """A frozen trunk's features (S, F) of the sequences of all elements, on the CPU.
+    """Return a frozen trunk's features (S, F) of the sequences of all elements, on the CPU.
 
     Raises:
         TrainingDiverged: a feature is not a number.
@@ -370,7 +374,10 @@ def _forward(
 
 
 def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elements: Sequence[Element]) -> Tensor:
-    """Rewards (S, C) of the sequences of all elements, each by the member that never saw it; 0 in other columns."""
+    """Return rewards (S, C) of the sequences of all elements, by the member that did not train on them.
+
+    The columns of the other members are 0.
+    """
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
     rewards = torch.zeros(starts[-1], len(model.heads))
     for member in range(folds.members):
@@ -382,17 +389,17 @@ def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elemen
 
 
 def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder) -> TextScorer:
-    """Scores texts by a normalised model, so in standard deviations of the training responses' scores."""
+    """Return a scorer of texts by a normalised model. Its unit is the standard deviation of the training scores."""
 
     def score(variants: Sequence[Variants]) -> list[list[float | None]]:
         elements: list[Element] = []
         fits: list[list[bool]] = []
         for messages, texts in variants:
-            # Each is read as a policy's response is: one that is longer by a trick costs the others no prompt.
+            # Fit each text on its own, like a policy's response: a long variant must not shorten the others' prompt.
             fitted = [encoder.fit(messages, [encoder.completion(text)]) for text in texts]
             fits.append([each is not None for each in fitted])
             sequences = [each.sequences[0] for each in fitted if each is not None]
-            # Not all in one row: attention within it grows with the square of its length.
+            # Split them into several rows, because the cost of attention grows with the square of a row's length.
             longest = max((sequence.length for sequence in sequences), default=1)
             for some in chunks(sequences, max(1, forward_tokens(trunk_of(model.classifier)) // longest)):
                 elements.append(Element(tuple(some), (), ()))

@@ -1,4 +1,4 @@
-"""Samples k responses to each prompt from each model, and hands them on as they are done."""
+"""Sample k responses per prompt from each model, and hand each batch on as soon as it is done."""
 
 import gc
 import json
@@ -33,12 +33,12 @@ class Completion(NamedTuple):
     """One sampled response, as it is stored.
 
     Attributes:
-        sample_index: which of the prompt's samples this is: m * k + j for sample j of model m.
-        finish_reason: `eos` when the model ended its turn, `length` when it was cut.
-        n_tokens: tokens sampled, the end-of-turn token included.
-        seed: with the model, the prompt and `sampling` it makes this response again.
-        sampling: temperature and max_new_tokens; `reward`, where the spec names reward models: the `models` and what
-            each of their `heads` says.
+        sample_index: index among the prompt's samples: m * k + j for sample j of model m.
+        finish_reason: `eos` if the model ended its turn, `length` if the response was cut.
+        n_tokens: number of sampled tokens, including the end-of-turn token.
+        seed: reproduces this response, given the model, the prompt and `sampling`.
+        sampling: temperature and max_new_tokens. If the spec names reward models, also `reward`: their locations
+            (`models`) and the output of each of their heads (`heads`).
     """
 
     prompt_id: int
@@ -86,7 +86,10 @@ def _unscored(_responses: Sequence[Response] | Sequence[Answer], completions: li
 
 
 def _scorer(spec: SampleSpec, store: ArtifactStore, tick: Tick) -> AddScores:
-    """Adds what the spec's reward models say to completions. They stay in memory beside the model that is sampled."""
+    """Return a function that adds the reward models' outputs to completions.
+
+    The reward models stay in memory beside the model that is sampled.
+    """
     if not spec.reward_models:
         return _unscored
     heads = reward_heads([store.resolve(location) for location in spec.reward_models], spec.max_length, tick)
@@ -107,20 +110,20 @@ OnCompletions = Callable[[Sequence[Completion]], None]
 
 
 class SampleResult(NamedTuple):
-    """How many responses were sampled (those done before not counted), of how many tokens, in how long."""
+    """Counts of responses, finished responses and tokens sampled in this run, without those of earlier attempts."""
 
     samples: int
     finished: int
     tokens: int
     seconds: float
     precision: tuple[str, ...]
-    """The precision of each model that was sampled here. The spec with it instead of `auto` gives the same samples."""
+    """The precision of each model that was sampled here. To repeat the run, put it into the spec instead of `auto`."""
     sizes: dict[str, int]
-    """`batch_size`, how many sequences were generated together; nothing where servers sampled. See `RewardResult`."""
+    """`batch_size` (sequences generated together); empty if only servers sampled. See `RewardResult`."""
     peak_memory: int
     """As in `RewardResult`."""
     notes: tuple[str, ...] = ()
-    """What a reader of the samples has to know, each once."""
+    """Sentences that help to interpret the samples, without repetitions."""
 
 
 def sample(
@@ -130,22 +133,27 @@ def sample(
     on_completions: OnCompletions,
     done: Collection[tuple[int, int]] = (),
 ) -> SampleResult:
-    """Calls `on_completions` with each batch as it is done, small ones first; skips `done`: (prompt id, sample index).
+    """Sample responses and call `on_completions` with each batch as soon as it is done; the first batches are small.
 
-    Models are sampled in turn, one in memory at a time; sample j of model m has the index m * k + j. A sample depends
-    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples. Several
-    processes share the prompts, and the main process hands on all samples: its own first.
+    Models are sampled in turn, with one model in memory at a time. Sample j of model m has the index m * k + j. A
+    sample depends only on the model, the prompt and the seed, so an interrupted run ends with the same samples. With
+    several processes, each answers its share of the prompts, and the main process hands on all samples, its own first.
+
+    Args:
+        done: (prompt id, sample index) of responses to skip.
 
     Raises:
-        InvalidInput: the prompts file is wrong or empty, or a server refuses a prompt.
+        InvalidInput: the prompts file is invalid or empty, there are more servers than models, or a server rejects a
+            prompt.
         ModelUnavailable: a model does not load, or its server does not have it.
         Unavailable: a server does not answer.
-        RunCancelled: what was handed on stays.
+        RunCancelled: completions that were handed on stay.
     """
     started, memory = time.monotonic(), PeakMemory()
     if len(spec.servers) > len(spec.models):
         raise InvalidInput(
-            f"There are {len(spec.servers)} servers for {len(spec.models)} models.", "Name at most one server a model."
+            f"There are {len(spec.servers)} servers for {len(spec.models)} models.",
+            "Name at most one server per model.",
         )
     rows, k = read_prompts(store.resolve(spec.prompts)), spec.generation.samples_per_prompt
     asked = [rows_for(spec, m, rows) for m in range(len(spec.models))]
@@ -171,7 +179,7 @@ def sample(
     sources = [
         (_served(server, key) if server else _Local(resolve(store, model), spec.generation, rows), wanted)
         for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
-        if wanted or not server  # a run that goes on says of all models what it would have said
+        if wanted or not server  # also load finished models, so that a resumed run reports all precisions and notes
     ]
     local = [source for source, _ in sources if isinstance(source, _Local)]
     sizes = {"batch_size": batch_size_for(spec.generation, local)} if local else {}
@@ -204,25 +212,25 @@ def sample(
 
 
 def rows_for(spec: SampleSpec, number: int, rows: Sequence[PromptRow]) -> Sequence[PromptRow]:
-    """The prompts that the spec's model of this number answers."""
+    """Return the prompts that model `number` of the spec answers: all prompts, or only held-out ones."""
     if number < len(spec.models) - spec.heldout_models:
         return rows
     return [row for row in rows if row.slices.get("split") == "heldout"]
 
 
 def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[tuple[int, int]]) -> Requests:
-    """The indices that are not in `done` for each prompt; prompts with none left are left out."""
+    """Return each prompt with its sample indices that are not in `done`, without prompts that are complete."""
     known = set(done)
     wanted = [(row, [index for index in indices if (row.id, index) not in known]) for row in rows]
     return [(row, left) for row, left in wanted if left]
 
 
 class _Local:
-    """A model that is sampled here. What would end its turn at once is found out now, before another model's turn.
+    """A model that is sampled here. It checks tokenizer and prompts when created, so that errors show before sampling.
 
     Attributes:
-        dtype: what its products are computed in.
-        notes: what a reader of its samples has to know.
+        dtype: dtype of its matrix products.
+        notes: sentences that help to interpret its samples.
     """
 
     def __init__(self, ref: ModelRef, generation: Generation, rows: Sequence[PromptRow]) -> None:
@@ -234,7 +242,7 @@ class _Local:
 
 
 def batch_size_for(generation: Generation, models: Sequence[_Local]) -> int:
-    """Sequences to generate together: one number for all models of a run, as the spec has one."""
+    """Return the number of sequences to generate together. It is the same for all models, because the spec has one."""
     return generation.batch_size or min(sizes_for(model.ref, model.dtype).batch_size for model in models)
 
 
@@ -247,7 +255,7 @@ def _served(server: Server, key: str | None) -> ServedModel:
 def _from_model(
     local: _Local, wanted: Requests, batch_size: int, spec: SampleSpec, score: AddScores, tick: Tick
 ) -> Iterator[list[Completion]]:
-    """Loads a model for as long as this iterator lives; not at all where nothing is wanted of it."""
+    """Sample from a local model; it is in memory only while this iterator runs. Load nothing if `wanted` is empty."""
     if not wanted:
         return
     model = load_causal_lm(local.ref, dtype=local.dtype)
@@ -255,11 +263,11 @@ def _from_model(
     sampler = Sampler(
         model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick
     )
-    order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
+    order = torch.Generator().manual_seed(spec.seed)  # random, not by length: the first samples show all kinds
     for responses in sampler.respond(wanted, batch_size, order):
         yield score(responses, [Completion.of(response, generation) for response in responses])
     del model, sampler
-    gc.collect()  # modules stand in reference cycles; the next model needs the room
+    gc.collect()  # modules form reference cycles; loading the next model needs the memory
 
 
 def _from_server(
@@ -271,7 +279,7 @@ def _from_server(
 
 
 def write_completions(path: Path) -> OnCompletions:
-    """A callback that appends completions to a JSONL file."""
+    """Return a callback that appends completions to a JSONL file."""
 
     def append(completions: Sequence[Completion]) -> None:
         with path.open("a", encoding="utf-8") as handle:
@@ -281,5 +289,5 @@ def write_completions(path: Path) -> OnCompletions:
 
 
 def train(spec: SampleSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> SampleResult:
-    """`sample` into `completions.jsonl` of a folder: the signature all recipes share."""
+    """Run `sample` with the signature that all recipes share. Write completions to `completions.jsonl` in `folder`."""
     return sample(spec, store, reporter, write_completions(folder / "completions.jsonl"))

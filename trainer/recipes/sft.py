@@ -1,8 +1,8 @@
-"""Supervised fine-tuning on demonstrations: the first policy, and the reference of the rounds that follow.
+"""Supervised fine-tuning on demonstrations: makes the first policy, which is also the reference of later rounds.
 
-The loss is the negative log-likelihood of the answers' tokens, the end of the turn among them, as a mean over the
-tokens of a batch: sum_i w_i nll_i / sum_i w_i n_i with rows' weights w, log-likelihoods and numbers of tokens n. So
-every token counts alike, not every answer, which is what the field's trainers do (TRL's, with completion-only loss).
+The loss is the negative log-likelihood (NLL) of the answers' tokens, including the end of the turn, as a mean over the
+tokens of a batch: sum_i w_i nll_i / sum_i w_i n_i. Row i has weight w_i, summed NLL nll_i and n_i tokens. So every
+token has the same weight, not every answer, as in other trainers (TRL with completion-only loss).
 """
 
 import math
@@ -43,17 +43,17 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> PolicyResult:
-    """Trains on the `train` rows, measures on the `heldout` ones, saves to `folder`.
+    """Train on the `train` rows, measure on the `heldout` rows, and save the policy to `folder`.
 
     Raises:
         InvalidInput: too few demonstrations.
         ModelUnavailable: the policy does not load.
-        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        StorageFull: the disk has no room for a checkpoint or the model; earlier checkpoints stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started, memory = time.monotonic(), PeakMemory()
 
-    # 1. Data, before anything that takes time.
+    # 1. Read the data first, so that bad input fails before the slow steps.
     policy_ref = resolve(store, spec.policy)
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
@@ -66,7 +66,7 @@ def train(
             "Approve or import more demonstrations.",
         )
 
-    # 2. Model; the seed fixes the adapters and the order of the rows.
+    # 2. Load the model. The seed determines the adapters and the order of the rows.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
     causal = load_causal_lm(policy_ref, spec.lora, trainable=True, dtype=dtype)
@@ -74,7 +74,7 @@ def train(
     share = spec.packing and policy.share
     sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
 
-    # 3. Where we start from.
+    # 3. Measure the policy before training.
     training = Training(
         policy,
         sizes.fill(spec.optimiser),
@@ -124,10 +124,10 @@ def train(
         reporter.metrics(training.steps, values)
         training.save_if_due({"values": values})
 
-    # 5. Where we ended; save.
+    # 5. Measure the trained policy and save it.
     values |= report_heldout(training.steps, heldout, measure(heldout), reporter)
     if not heldout:
-        measure(train_rows[:1])  # they are numbers, or it is not saved
+        measure(train_rows[:1])  # raises if the policy's log-probs are NaN, so it is not saved
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     return PolicyResult(
         values,
@@ -143,19 +143,19 @@ def train(
 
 
 class Sums(NamedTuple):
-    """Per-answer sums (B,) over tokens: negative log-likelihood in nats, and how many tokens were the likeliest."""
+    """Per-answer sums (B,) over tokens: NLL in nats, and the number of tokens that the model ranked first."""
 
     nll: Tensor
     correct: Tensor
 
 
 def forward(model: torch.nn.Module, rows: Sequence[Demonstration], share: bool, pad_id: int) -> Sums:
-    """One forward pass of a `Policy` over demonstrations, several in a row where they share."""
+    """Run a `Policy` once over demonstrations; with `share`, several demonstrations are packed into one row."""
     return sums_of(model, pack([row.sequence for row in rows], pad_id, share).to(device()))
 
 
 def sums_of(model: torch.nn.Module, packed: Packed) -> Sums:
-    """The same for demonstrations that are packed already."""
+    """Run a `Policy` once over demonstrations that are packed already."""
     outputs = model(packed, accuracy=True)
     return Sums(packed.per_sequence(-outputs.logps), packed.per_sequence(outputs.correct.float()))
 
@@ -168,7 +168,7 @@ def token_sums(
     tokens: int,
     report: Report = ignore,
 ) -> Tensor:
-    """The `Sums` (2, N) of N demonstrations, without gradients, on the CPU."""
+    """Return the `Sums` (2, N) of N demonstrations, computed without gradients, on the CPU."""
 
     def sums(packed: Packed) -> Tensor:
         return torch.stack(sums_of(model, packed), -1)
@@ -178,7 +178,7 @@ def token_sums(
 
 
 def statistics(rows: Sequence[Demonstration], sums: Tensor, prefix: str = "") -> dict[str, float]:
-    """The field's metrics of rows and their `Sums` (2, B), means over tokens, weighted as the loss is."""
+    """Return loss and accuracy of rows from their `Sums` (2, B): means over tokens, weighted like the loss."""
     weights = torch.tensor([row.row.weight for row in rows])
     tokens = float((weights * torch.tensor([len(row.sequence.completion) for row in rows])).sum())
     loss, accuracy = ((sums * weights).sum(-1) / tokens).tolist()
@@ -186,7 +186,7 @@ def statistics(rows: Sequence[Demonstration], sums: Tensor, prefix: str = "") ->
 
 
 def report_heldout(step: int, rows: Sequence[Demonstration], sums: Tensor, reporter: Reporter) -> dict[str, float]:
-    """Reports the metrics of held-out rows, by slice too; returns those of all rows, none where there is no row."""
+    """Report metrics of held-out rows, overall and by slice; return the overall ones, empty without rows."""
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         for name in ["", *slice_names(row.row.slices)]:
@@ -194,7 +194,7 @@ def report_heldout(step: int, rows: Sequence[Demonstration], sums: Tensor, repor
     measured = {}
     for name, indices in members.items():
         values = statistics([rows[i] for i in indices], sums[:, indices], "eval_")
-        # Above 700 nats a token exp overflows; such a model is broken, its loss says so.
+        # exp overflows above 700 nats per token. A model with such a loss is broken anyway.
         measured[name] = values | {"eval_perplexity": math.exp(min(values["eval_loss"], 700.0))}
         reporter.metrics(step, measured[name], name)
     return measured.get("", {})

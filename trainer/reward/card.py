@@ -165,14 +165,15 @@ def _model(spec: RewardSpec, model: Figures) -> str:
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
     if model["pooling"] == FROZEN_POOLING:
         read = (
-            "Bradley-Terry reward model: a scalar a head, of what layers of a frozen trunk say of the response: the\n"
-            f"mean over its tokens, and its last one, the end of the turn (pooling: `{model['pooling']}`)."
+            "Bradley-Terry reward model with one scalar per head. The heads read the hidden states of several layers\n"
+            "of a frozen trunk: the mean over the response's tokens, and the last token, which ends the turn\n"
+            f"(pooling: `{model['pooling']}`)."
         )
     else:
         read = (
-            "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response\n"
-            f"and its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that\n"
-            "pooling by padding id (plain transformers) and by mask (Prefloop) read the same place."
+            "Bradley-Terry reward model with one scalar per head, read at the last valid token of the chat with the\n"
+            f"response and its end-of-turn token (pooling: `{model['pooling']}`). No response ends with the padding\n"
+            "token, so pooling by padding id (plain transformers) and by mask (Prefloop) read the same token."
         )
     scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
     several = len([name for name in model["heads"] if name.partition("/")[0] == "reward"]) > 1
@@ -229,15 +230,12 @@ def _figures(report: Figures) -> str:
     train, unseen, gap = report["train"], report["unseen"], report["gap"]
     text = "## Comparisons it was not trained on\n\n"
     if not unseen["pairs"]:
-        return (
-            text
-            + "There were none with a winner: nothing is known of how this model does on prompts it has not seen.\n"
-        )
+        return text + "None of them has a winner, so it is not known how this model performs on unseen prompts.\n"
     rows = [["train", *train.values()]]
     if report["cross_fitted"]:
         text += (
-            "Accuracy is cross-fitted: the training comparisons were split by prompt into as many folds as there are\n"
-            "members, and the member that never saw a fold judged it. All members together judged held-out ones.\n\n"
+            "Accuracy is cross-fitted: the training comparisons were split by prompt into one fold per member, and\n"
+            "each fold was scored by the member that did not train on it. All members scored held-out comparisons.\n\n"
         )
         rows += [["cross-fitted", *report["cross_fitted"].values()]]
     if report["heldout"]["pairs"]:
@@ -247,19 +245,24 @@ def _figures(report: Figures) -> str:
     rows += [["gap (overfitting)", None, gap["accuracy"], gap["loss"]]]
     text += table(["", "pairs", "accuracy", "loss"], rows)
     if report["members"]:
-        text += "\nMembers, each on all it did not train on:\n\n" + table(
+        text += "\nMembers, each on the comparisons that it did not train on:\n\n" + table(
             ["member", "trained on", "unseen", "accuracy", "loss"], [list(each.values()) for each in report["members"]]
         )
-        text += f"\nMembers' scores of a response have a standard deviation of {report['disagreement']:.3f} on average"
-        text += ", in units\nof the score's own.\n"
+        text += (
+            f"\nThe members' scores of a response have a standard deviation of {report['disagreement']:.3f} on average"
+        )
+        text += ", in units\nof the standard deviation of the score.\n"
     if report["epochs"]:
-        text += "\nLoss on these comparisons after each epoch; the lowest was kept, so it flatters a little:\n\n"
+        text += (
+            "\nLoss on these comparisons after each epoch. The epoch with the lowest loss was kept, so this loss is\n"
+            "slightly too low:\n\n"
+        )
         rows = [[each["epoch"], each["loss"], "kept" if each["kept"] else ""] for each in report["epochs"]]
         text += table(["epoch", "loss", ""], rows)
     text += (
-        "\nAgainst the labelers: of comparisons that several judged, the share of labelers who chose the winner (the\n"
-        "ceiling; they are among those who made the winner, so it is an upper bound), who chose what another labeler\n"
-        "of the comparison did (what one person reaches), and who chose what the model does.\n\n"
+        "\nAgreement with the labelers, for comparisons that several labelers judged: the share of labelers who chose\n"
+        "the winner (an upper bound, because their own votes decided the winner), who chose the same as another\n"
+        "labeler of the comparison (the level of one person), and who chose the same as the model.\n\n"
     )
     columns = ["pairs", "accuracy", "judged_by_several", "labelers", "another", "model"]
     names = ["pairs", "accuracy", "judged by several", "the winner", "another labeler", "the model"]
@@ -270,7 +273,9 @@ def _figures(report: Figures) -> str:
 
     if len(report["heads"]) > 1:
         rows = [[name, figures["pairs"], figures["accuracy"]] for name, figures in report["heads"].items()]
-        text += "\nBy head, an aspect's against its own judgments:\n\n" + table(["head", "pairs", "accuracy"], rows)
+        text += "\nBy head; aspects are measured by the judgments of the aspect:\n\n" + table(
+            ["head", "pairs", "accuracy"], rows
+        )
     if ties := report["ties"]:
         values = ", ".join(f"{value:.3f}" for value in ties["values"])
         text += (
@@ -283,8 +288,8 @@ def _figures(report: Figures) -> str:
     text += table(["confidence", "accuracy", "pairs"], bars)
     rows = [[name, *figures.values()] for name, figures in report["separability"].items()]
     text += (
-        "\nSeparability: mean difference in units of its standard deviation. Easy and hard are the prompts' tags,\n"
-        "else the labelers' agreement (0.8 and more is easy).\n\n"
+        "\nSeparability: mean difference in units of its standard deviation. Easy and hard come from the prompts'\n"
+        "tags or, without a tag, from the labelers' agreement (easy: 0.8 or more).\n\n"
     )
     text += table(["", "pairs", "separability", "accuracy"], rows)
     length = report["length"]
@@ -292,8 +297,8 @@ def _figures(report: Figures) -> str:
         ["figure", "value"],
         [
             ["prefers the longer response more often than people do, by", length["bias"]],
-            ["slope of the log-odds a 100 tokens more", length["slope_per_100_tokens"]],
-            ["accuracy on pairs of like length (within 10 %)", length["matched_accuracy"]],
+            ["slope of the log-odds per 100 more tokens", length["slope_per_100_tokens"]],
+            ["accuracy on pairs of similar length (within 10 %)", length["matched_accuracy"]],
         ],
     )
     return text
@@ -301,17 +306,20 @@ def _figures(report: Figures) -> str:
 
 def _probes(probes: Figures) -> str:
     text = (
-        f"## Probes\n\nOn {probes['pairs']} of these comparisons, one a prompt; {probes['too_long']} of them have "
-        "rewritten responses that are too\nlong for the model, which are left out. Changes are in standard "
-        "deviations of the reward. Texts are rewritten by\nfixed English rules.\n\n"
-        "Harmless edits of one of the two responses: the share of comparisons whose order turns round.\n\n"
+        f"## Probes\n\nMeasured on {probes['pairs']} of these comparisons, one per prompt. In {probes['too_long']} of "
+        "them, rewritten responses are\ntoo long for the model; these texts are left out. Changes are in standard "
+        "deviations of the reward. Texts are\nrewritten by fixed English rules.\n\n"
+        "Harmless edits of one of the two responses; `flipped` is the share of comparisons whose order changes.\n\n"
     )
     rows = [
         [f"{name}: {DESCRIPTIONS[name]}", f["pairs"], f["flipped"], f["mean_change"]]
         for name, f in probes["invariance"].items()
     ]
     text += table(["edit", "pairs changed", "flipped", "mean absolute change"], rows)
-    text += "\nTricks against the better response: the share of prompts where the trick is rewarded more.\n\n"
+    text += (
+        "\nTricks; `wins` is the share of prompts for which the trick gets a higher reward than the better\n"
+        "response.\n\n"
+    )
     rows = [
         [f"{name}: {DESCRIPTIONS[name]}", f["prompts"], f["wins"], f["mean_change"]]
         for name, f in probes["adversarial"].items()
@@ -322,16 +330,16 @@ def _probes(probes: Figures) -> str:
 def _limits(pairs: int) -> str:
     # 1.96 standard errors of a share of 1/2, where they are largest: sqrt(1/2 * 1/2 / n)
     uncertain = (
-        f"- With {pairs} comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
-        "(95 %); of a part\n  of them by more.\n"
+        f"- With {pairs} comparisons, accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
+        "(95 %). For a part\n  of the comparisons, it is more uncertain.\n"
         if pairs
         else ""
     )
     return (
         "## Limits\n\n"
-        "- Rewards compare responses to one prompt; across prompts they say little.\n"
-        "- It is right about as often as the figures above say, on prompts like those above, by the rubric the\n"
-        "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
+        "- Rewards compare responses to the same prompt. They say little about responses to different prompts.\n"
+        "- The model is right about as often as the figures above say, for similar prompts and the labelers' rubric.\n"
+        "  A policy trained with this model will find its errors: collect people's judgments as well.\n"
         f"{uncertain}"
-        "- A refusal may be the right answer to a harmful prompt: there its probe should win.\n"
+        "- A refusal may be the right answer to a harmful prompt. For such prompts, the refusal probe should win.\n"
     )

@@ -341,7 +341,7 @@ def load_reward_model(
 def _no_head(folder: str | Path) -> ModelUnavailable:
     return ModelUnavailable(
         f"{folder} holds no weights for the head of a reward model: its rewards would be random.",
-        "Choose a reward model that was trained; a policy is none.",
+        "Choose a trained reward model; a policy is not a reward model.",
     )
 
 
@@ -432,8 +432,8 @@ def export_reward_model(folder: Path, out: Path) -> list[Path]:
     """
     if (folder / HEADS).exists():
         raise InvalidInput(
-            f"{folder} holds heads on the layers of {base_of(folder)}, which plain transformers has no model for.",
-            "Its README.md says in a few lines how to score with transformers; or train one with `trunk` trained.",
+            f"{folder} holds heads on the layers of {base_of(folder)}, which plain transformers cannot load.",
+            "Follow its README.md to score with transformers, or train a reward model with `trunk` trained.",
         )
     members = len(json.loads((folder / SETTINGS).read_text())["offsets"]) if (folder / SETTINGS).exists() else 1
     written = [out / str(member) if members > 1 else out for member in range(members)]

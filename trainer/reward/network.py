@@ -141,7 +141,10 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def look(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Rewards (S, C) of all members, and (S,): 1 for responses beyond doubt's limit, else 0; NaN without doubt."""
+        """Return rewards (S, C) of all members, and (S,): 1 for responses beyond the doubt's limit, else 0.
+
+        Without doubt, the second tensor is NaN.
+        """
         if not self.layers or self.doubt is None:
             rewards = self(packed)
             return rewards, torch.full((len(rewards),), torch.nan)
@@ -149,7 +152,7 @@ class RewardModel(nn.Module):
         return self._said_of(features), (self.doubt.deviation(features) > self.doubt.limit).float()
 
     def _said_of(self, features: Tensor) -> Tensor:
-        """What all members say of responses with these features: (S, C)."""
+        """Return the rewards (S, C) of all members for responses with these features."""
         return torch.cat([head(features) for head in self.scores], -1) - self.offsets - self._doubted(features)
 
     def _doubted(self, features: Tensor) -> Tensor:

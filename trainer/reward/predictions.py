@@ -101,7 +101,7 @@ def joined(parts: Sequence[Said]) -> Said:
 
 
 def of_people(said: Said) -> Said:
-    """What is said of pairs that people judged: an AI judge's word is nothing to measure a model by."""
+    """Keep only pairs that people judged, because a model should not be measured by an AI judge's verdicts."""
     return said.at([i for i, pair in enumerate(said.pairs) if pair.row.source == "people"])
 
 

@@ -33,8 +33,8 @@ def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[s
     for aspect in spec.aspects:
         if aspect.partition("/")[0] == REWARD or spec.aspects.count(aspect) > 1:
             raise InvalidInput(
-                f"The name {aspect} cannot be an aspect's: two heads would share it.",
-                f"Name each aspect once, and none {REWARD}.",
+                f"{aspect} cannot be the name of an aspect, because two heads would have this name.",
+                f"Name each aspect once, and do not name an aspect {REWARD}.",
             )
         decided = sum(pair.row.aspects.get(aspect, 0.5) != 0.5 for pair in pairs)
         if decided < MIN_PAIRS:

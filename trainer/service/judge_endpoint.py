@@ -1,7 +1,5 @@
-"""Asking the endpoint of an AI judge or critic: one chat completion at a time.
-
-It is repeated while that can help, and every failure has a name.
-"""
+"""Ask the endpoint of an AI judge or critic for one chat completion at a time, with retries and a clear error for every
+failure."""
 
 import ipaddress
 import json
@@ -20,16 +18,16 @@ import httpx
 from app.errors import InvalidInput, PrefloopError, Unavailable
 
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 60.0  # also of one that the endpoint asks for
-MOST_BYTES = 4 << 20  # of an answer
-SHOWN = 300  # characters of what an endpoint said that a page shows
-MOST_TOKENS = 2**30 - 1  # of an answer: those of both orders fit a column together
+LONGEST_PAUSE = 60.0  # maximum seconds between retries, even if the endpoint asks for more
+MOST_BYTES = 4 << 20  # maximum size of an answer
+SHOWN = 300  # maximum characters of an endpoint's error text that a page shows
+MOST_TOKENS = 2**30 - 1  # maximum of an answer: the sum of both orders fits a column
 # Metadata services of clouds hand out credentials. Most are at link-local addresses; these are not.
 METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")))
 
 
 class Reply(NamedTuple):
-    """An endpoint's answer. model: what it calls the model that gave it."""
+    """An endpoint's answer. `model` is the endpoint's name for the model that gave the answer."""
 
     text: str
     model: str
@@ -39,11 +37,11 @@ class Reply(NamedTuple):
 
 
 class BadAnswer(PrefloopError):
-    """The endpoint refused a question, or its answer is no chat completion. Others may do better."""
+    """The endpoint refused this request, or its answer is not a chat completion. Other questions may succeed."""
 
 
 class Halted(Exception):
-    """The run ends; whoever waits for an endpoint stops waiting."""
+    """The run is ending, so the thread must stop waiting for the endpoint."""
 
 
 class Endpoint:
@@ -53,9 +51,9 @@ class Endpoint:
     elsewhere than a moment ago. The whole answer has to arrive within `timeout`, however slowly its bytes come.
 
     Args:
-        hosts: where judges may be; empty: anywhere.
-        pause: seconds before the first repetition; each one doubles it.
-        halt: set when nobody waits for answers any more.
+        hosts: hosts that judges may have; empty allows all hosts.
+        pause: seconds before the first retry; the pause doubles with every retry.
+        halt: set when the run ends and answers are no longer needed.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class Endpoint:
         self.retries, self.pause, self.halt = retries, pause, halt or Event()
         self._hosts = hosts
         self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
-        # The operator named this endpoint and no other: prompts go to none that it points to.
+        # The operator allowed only this endpoint, so prompts must not follow a redirect to another one.
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             follow_redirects=False,
@@ -96,18 +94,18 @@ class Endpoint:
         self._client.close()
 
     def check(self) -> None:
-        """Refuses addresses at which no judge can be, before anything is sent there.
+        """Reject addresses that a judge cannot have, before anything is sent there.
 
         Raises:
-            InvalidInput: PREFLOOP_JUDGE_HOSTS does not list the host, or it is a link-local or multicast address, as
-                the metadata services of clouds have.
-            Unavailable: the name of the host is not known.
+            InvalidInput: PREFLOOP_JUDGE_HOSTS does not list the host, or the host is a link-local or multicast address
+                (clouds' metadata services have such addresses).
+            Unavailable: the host name cannot be resolved.
         """
         host = urlsplit(self.url).hostname or ""
         if self._hosts and host not in self._hosts:
             raise InvalidInput(
-                f"Judges may not be at {host}.",
-                "PREFLOOP_JUDGE_HOSTS lists where they may be; ask who runs the service.",
+                f"The host {host} is not allowed for judges.",
+                "Choose a host that PREFLOOP_JUDGE_HOSTS lists, or ask the operator of this service to add it.",
             )
         try:
             found = {each[4][0] for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
@@ -117,12 +115,13 @@ class Endpoint:
             _refuse_address(host, str(each))
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """One answer.
+        """Return the endpoint's answer to the messages.
 
         Raises:
-            BadAnswer: the endpoint refuses these messages, or its answer is no chat completion.
-            Unavailable: it is away, overloaded, refuses the key or does not have the model, also after all repetitions.
-            Halted: the run ends.
+            BadAnswer: the endpoint refuses these messages, or its answer is not a chat completion.
+            Unavailable: even after retries, the endpoint is unreachable or overloaded; or it refuses the key or does
+                not have the model.
+            Halted: the run is ending.
         """
         problem: PrefloopError | None = None
         for attempt in range(self.retries + 1):
@@ -140,7 +139,7 @@ class Endpoint:
 
     def _pause(self, attempt: int, problem: PrefloopError | None) -> float:
         asked = getattr(problem, "retry_after", None)
-        # A share of chance: judges that were refused together do not come back together.
+        # Random pauses, so that requests that failed together are not retried together.
         own = self.pause * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
         return min(max(own, asked or 0.0), LONGEST_PAUSE)
 
@@ -176,8 +175,8 @@ class Endpoint:
             raise Unavailable(f"{where} refuses the key ({status}): {said}", "Correct the judge's key.")
         if status == 404:
             raise Unavailable(
-                f"{where} does not have the model {self.model}, or completes no chats (404): {said}",
-                "Correct the model's name, or the address: it ends in /v1 on most servers.",
+                f"{where} does not have the model {self.model}, or does not offer chat completions (404): {said}",
+                "Correct the model's name or the address, which ends in /v1 on most servers.",
             )
         if 300 <= status < 400:
             raise Unavailable(f"{where} sends requests on to another address.", "Enter the one that answers itself.")
@@ -234,7 +233,7 @@ class Endpoint:
             line.close()
 
     def _without(self, said: str, sent: dict[str, Any]) -> bool:
-        """Whether to ask again without a setting that the endpoint does not take: newer models take others."""
+        """Change or remove a setting that the endpoint rejects, as newer models do; return whether to ask again."""
         settings = dict(sent)
         if "max_tokens" in said and "max_tokens" in settings:
             settings["max_completion_tokens"] = settings.pop("max_tokens")
@@ -254,19 +253,19 @@ class Endpoint:
                 raise TypeError("its content is not a text")
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
             if min(tokens) < 0 or max(tokens) > MOST_TOKENS:
-                raise ValueError("its counts of tokens are none")
+                raise ValueError("its token counts are invalid")
             model = self._shown(said.get("model") or "")
         except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadAnswer(
-                f"The answer is no chat completion ({self._shown(f'{type(error).__name__}: {error}')}): "
+                f"The answer is not a chat completion ({self._shown(f'{type(error).__name__}: {error}')}): "
                 f"{self._shown(body[:2000].decode(errors='replace'))}"
             ) from error
-        # JSON may hold halves of surrogate pairs and NUL, which the database does not take.
+        # JSON may hold halves of surrogate pairs and NUL, which the database does not accept.
         text = self._without_key(content.replace("\0", "").encode(errors="replace").decode())
         return Reply(text, model, tokens[0], tokens[1], choice.get("finish_reason") == "length")
 
     def _said(self, body: bytes) -> str:
-        """What the endpoint itself says of an error."""
+        """Return the endpoint's own error text."""
         try:
             said = json.loads(body)
             error = said.get("error", said) if isinstance(said, dict) else said
@@ -276,7 +275,7 @@ class Endpoint:
             return self._shown(body[:2000].decode(errors="replace")) or "nothing more"
 
     def _shown(self, said: Any) -> str:
-        """At most so many characters, as a page can show them; some endpoints quote the key that they refuse."""
+        """Truncate an endpoint's text to `SHOWN` printable characters, without the key, which some endpoints quote."""
         text = self._without_key(str(said)).encode(errors="replace").decode()
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN]
 
@@ -337,7 +336,7 @@ class _TooSlow(Exception):
 
 
 class _Again(Exception):
-    """Failed by chance, perhaps."""
+    """A failure that may be temporary, so the request is retried."""
 
     def __init__(self, problem: PrefloopError) -> None:
         super().__init__(str(problem))
@@ -345,7 +344,7 @@ class _Again(Exception):
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the endpoint asks for."""
+    """Return the pause in seconds that the endpoint asks for, if any."""
     said = headers.get("retry-after", "")
     if said.isdecimal() and len(said) < 9:
         return float(said)

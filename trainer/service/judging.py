@@ -1,6 +1,6 @@
-"""A run of an AI judge: asks its endpoint about comparisons, both orders of each, and stores each as it comes.
+"""Execute a run of an AI judge: ask its endpoint about every comparison in both orders, and store the verdicts.
 
-One transaction a comparison, and what is stored is not asked again: a run that is killed goes on where it was.
+Each comparison is stored in its own transaction and is not asked again, so a killed run resumes where it ended.
 """
 
 import time
@@ -23,7 +23,7 @@ from trainer.service.recording import RunRecorder, patiently
 from trainer.service.revising import revise_all
 from trainer.service.tasks import Runner
 
-KEPT = 1500  # characters of an answer's end
+KEPT = 1500  # characters to store from the end of an answer
 
 TEST_RUBRIC = RubricText("Prefer the response that answers the question correctly.", True)
 TEST_CARD = Card(
@@ -34,7 +34,7 @@ TEST_CARD = Card(
 
 
 class Judged(NamedTuple):
-    """What became of a comparison: verdicts of either order, or why there is none."""
+    """The result for a comparison: the verdicts in both orders, or the reason why there is no verdict."""
 
     first: int | None
     second: int | None
@@ -44,10 +44,10 @@ class Judged(NamedTuple):
 
 
 def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
-    """Asks twice, with A first and with B first.
+    """Ask about a comparison twice, with A first and with B first.
 
     Raises:
-        Unavailable, Halted: as `Endpoint.ask`.
+        Unavailable, Halted: see `Endpoint.ask`.
     """
     began, replies, sides = time.monotonic(), [], []
     error = None
@@ -61,7 +61,7 @@ def judge_one(endpoint: Endpoint, rubric: RubricText, card: Card) -> Judged:
         # The verdict ends an answer. Before a cut there may be one that the judge quoted from a response.
         side = None if reply.is_cut else verdict_in(reply.text, swapped=swapped)
         if side is None:
-            where = "The answer was cut before its end" if reply.is_cut else "The answer holds no verdict"
+            where = "The answer was cut before its end" if reply.is_cut else "The answer contains no verdict"
             error = f"{where}: {' '.join(reply.text.split())[-200:] or '(nothing)'}"
             break
         sides.append(side)
@@ -83,7 +83,7 @@ class JudgeRunner(Runner):
     """
 
     def _tidy(self) -> None:
-        """Nothing: it holds no model, and the run beside it may hold one."""
+        """Do nothing: a judge's run loads no model, and freeing memory could disturb a training run in parallel."""
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         assert isinstance(spec, JudgeSpec | ReviseSpec)

@@ -21,9 +21,10 @@ _REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")  # characters that MLflow refuses in
 
 
 def _of_slice(slice: str) -> str:
-    """A slice as trackers take it, and another one for each: those that lose letters get a digest of theirs.
+    """Return a slice's name with only the characters that trackers accept.
 
-    Its value is a project's own text. MLflow refuses what looks like a path that leads elsewhere, such as `../..`.
+    If characters are lost, a digest is added so that different slices keep different names. Slices contain text of the
+    project's owner, and MLflow refuses names that look like paths to other folders, such as `../..`.
     """
     kept = _REFUSED.sub("_", slice.replace("/", "_"))
     lost = kept != slice.replace("=", "_", 1)

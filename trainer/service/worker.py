@@ -178,7 +178,7 @@ class Worker:
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
-        """Both queues at once, each until it is stopped or empty."""
+        """Work on both queues at once, each until it is stopped or empty."""
         works = [asyncio.create_task(self._work_on(queue, until_empty)) for queue in (QUEUE, JUDGING)]
         try:
             await asyncio.wait(works, return_when=asyncio.FIRST_EXCEPTION)
@@ -191,7 +191,7 @@ class Worker:
                 raise error
 
     async def _work_on(self, queue: str, until_empty: bool) -> None:
-        """One queue. While it cannot be reached, whoever works on the other one is left alone."""
+        """Work on one queue. While this queue is unreachable, retry without disturbing work on the other queue."""
         while True:
             try:
                 return await self._take_jobs(queue, until_empty)

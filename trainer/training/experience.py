@@ -145,7 +145,7 @@ class Rollout(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """Responses of a policy, what models said of them, and what else its reward models said."""
+    """A policy's responses, the rollout made from them, and further figures from the reward models."""
 
     responses: list[Response]
     rollout: Rollout

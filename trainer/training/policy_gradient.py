@@ -1,13 +1,14 @@
-"""What PPO, RLOO and GRPO share: models are loaded, rollouts come in turn, and each one is scored, learned from and
-reported. A recipe's loop stays visible:
+"""Code that PPO, RLOO and GRPO share: loading models, collecting rollouts, updating the policy and reporting.
+
+The loop itself stays in the recipe:
 
     rollouts = Rollouts(spec, sizes, steps, loaded, training, collector, status)
-    for rollout in rollouts:                            # sampled now, or kept by a checkpoint
+    for rollout in rollouts:                            # sampled now, or from a checkpoint
         scores = rollouts.shaped_scores()
-        ...                                             # rewards and advantages are the recipe's own
-        for minibatch in rollouts.minibatches(planned): # those that are still to be done
+        ...                                             # the recipe computes rewards and advantages
+        for minibatch in rollouts.minibatches(planned): # minibatches that are not done yet
             rollouts.step(learner.accumulate(...))      # may end the rollout's updates early
-        rollouts.report(scores, non_score, values)      # and leads the leash
+        rollouts.report(scores, non_score, values)      # also adapts beta, the KL coefficient
     return rollouts.result(folder)
 """
 
@@ -64,14 +65,14 @@ from trainer.training.ptx import Mix
 from trainer.training.training import Training
 from trainer.training.watching import Monitors
 
-PATIENCE = 2  # rollouts in a row with a sign before a monitor gives its alarm: a rollout has few prompts
-GOOD = "good/"  # before the weights, in a checkpoint, of the last policy without a sign
+PATIENCE = 2  # consecutive rollouts with a sign before a monitor raises its alarm, because a rollout has few prompts
+GOOD = "good/"  # in a checkpoint, the prefix of the weights of the last policy without a sign
 
-# ---- what a run begins with ------------------------------------------------------------------------------------------
+# ---- loading ------------------------------------------------------------------------------------------
 
 
 class Status:
-    """Tells the reporter how far a run is whenever it is called, and hears there that the run was cancelled."""
+    """Reports the run's progress when called. The reporter raises RunCancelled if the run was cancelled."""
 
     def __init__(self, reporter: Reporter, total: int) -> None:
         self.reporter, self.total = reporter, total
@@ -85,9 +86,9 @@ class Loaded(NamedTuple):
     """Prompts and models of a run.
 
     Attributes:
-        pages: the prompts whose answers are shown as training goes on.
-        mix: demonstrations that join every step, if any.
-        dropped: why prompts were cut and demonstrations left out, a sentence each.
+        pages: the prompts of the sample pages, whose answers are shown during training.
+        mix: demonstrations that join every step; None if the spec names none.
+        dropped: sentences that say which prompts were cut and which demonstrations were left out, and why.
     """
 
     rows: list[PromptRow]
@@ -108,7 +109,7 @@ class Loaded(NamedTuple):
 
 
 def refuse_shards(method: str) -> None:
-    """Raises InvalidInput under FSDP, where no process has the whole policy to sample from."""
+    """Raise InvalidInput under FSDP, where no process has the whole policy to sample from."""
     if wants_shards():
         raise InvalidInput(
             f"{method} does not run under FSDP: it samples from the whole policy between its updates.",
@@ -124,9 +125,11 @@ def load(
     scorer: Scorer | None,
     also_read_by: Sequence[str] = (),
 ) -> Loaded:
-    """Read the prompts and load policy, reference and reward models, unless `scorer` replaces these.
+    """Read the prompts and load the policy, the reference and the reward models, and set all seeds.
 
-    `also_read_by` are folders of other models that read what the policy reads. From here on the seed fixes everything.
+    Args:
+        scorer: replaces the reward models.
+        also_read_by: folders of other models that read the same sequences as the policy; they can limit the length.
 
     Raises: see the recipes.
     """
@@ -143,7 +146,7 @@ def load(
         mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
         dropped += mix.dropped
     status()
-    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # of all models, also those that score
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # for all models, including reward models
     sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
     if scorer is None:
         folders = [store.resolve(location) for location in spec.reward_models]
@@ -155,22 +158,22 @@ def load(
     return Loaded(*loaded, sizes, memory)
 
 
-# ---- rollouts in turn ------------------------------------------------------------------------------------------------
+# ---- rollouts ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Progress:
-    """What a checkpoint says of the run besides weights and rollout.
+    """The state of a run that a checkpoint stores besides weights and the current rollout.
 
     Attributes:
-        rollout: rollouts that are done with.
-        beta, scale: of the rollout in hand; those of the next one follow from it.
-        watched: of each update of the rollout in hand.
-        seconds: of the rollout in hand, by what they were spent on.
-        values: metrics of the last rollout that is done with.
-        monitors: what they remember.
-        watched_answers: what monitors measured of the rollout in hand.
-        good: step and metrics of the last rollout without a sign, whose policy a stopped run keeps.
+        rollout: number of completed rollouts.
+        beta, scale: KL coefficient for the current rollout, and the scale of all scores before it.
+        watched: metrics of each update of the current rollout so far.
+        seconds: seconds spent on the current rollout, by activity.
+        values: metrics of the last completed rollout.
+        monitors: the monitors' state.
+        watched_answers: the monitors' metrics of the current rollout.
+        good: step and metrics of the last rollout without a sign. A run that monitors stop keeps that rollout's policy.
     """
 
     beta: float
@@ -185,18 +188,18 @@ class Progress:
 
 
 class Rollouts:
-    """The rollouts of a run in turn, with their checkpoints, metrics and sample pages.
+    """Iterates over the rollouts of a run, and handles their checkpoints, metrics and sample pages.
 
     Args:
-        sizes: episodes of each rollout.
-        steps: optimiser steps planned for each rollout. The learning rate goes by them, whatever ends updates early.
+        sizes: number of episodes in each rollout.
+        steps: planned optimiser steps of each rollout. The learning rate follows this plan even if updates end early.
 
     Attributes:
-        rollout: the one in hand; the iterator yields it.
-        fresh: it was sampled just now, and no checkpoint has it.
-        stopped: the policy is further from the reference than `kl_stop`, or a monitor stops the run: nothing is learned
-            from this rollout.
-        progress: what the next checkpoint says.
+        rollout: the current rollout, which the iterator has yielded.
+        fresh: True if the current rollout was just sampled, so no checkpoint contains it.
+        stopped: True if the policy's KL to the reference exceeds `kl_stop`, or a monitor stops the run. There are no
+            updates on the current rollout, which is the last one.
+        progress: the state that the next checkpoint stores.
     """
 
     def __init__(
@@ -216,7 +219,7 @@ class Rollouts:
         self.fresh = self.stopped = self._early = False
         self._scale = RunningScale()
         self._clock = Clock()
-        self._good: dict[str, Tensor] = {}  # weights; only of a run that monitors may stop
+        self._good: dict[str, Tensor] = {}  # weights of the last policy without a sign; empty if monitors cannot stop
         if training.resumed is not None:
             self.progress = Progress(**training.resumed.state)
             kept = dict(training.resumed.tensors)
@@ -226,16 +229,16 @@ class Rollouts:
 
     @property
     def beta(self) -> float:
-        """The coefficient of the leash for the rollout in hand."""
+        """The coefficient of the KL penalty for the current rollout."""
         return self.progress.beta
 
     @property
     def first(self) -> bool:
-        """Whether the rollout in hand is the run's first one."""
+        """Whether the current rollout is the run's first one."""
         return self.progress.rollout == 0
 
     def __iter__(self) -> Iterator[Rollout]:
-        """Sample from the policy as it is now, with log-probs of policy and reference, values and scores."""
+        """Yield each remaining rollout: responses of the current policy with log-probs, values and scores."""
         if self.training.resumed is None:
             self._show_page(0)
         while self.progress.rollout < len(self.sizes) and not self.stopped:
@@ -255,7 +258,7 @@ class Rollouts:
             yield self.rollout
 
     def _watch(self, step: int, collected: Collected) -> None:
-        """Let the monitors look at a rollout, and keep the policy that sampled it where they see nothing."""
+        """Let the monitors look at a rollout. If they see no sign and may stop the run, keep the policy's weights."""
         if not self.monitors.is_on:
             return
         responses, rollout, looked = collected
@@ -265,8 +268,8 @@ class Rollouts:
             self._good = self.training.weights()
 
     def shaped_scores(self) -> Tensor:
-        """The scores (B,) of the rollout in hand as rewards take them: normalised, clipped, without what length alone
-        earns, and made worse where an answer did not end.
+        """Return the current rollout's scores (B,) for the reward: normalised, clipped, and lowered for length and for
+        a missing end.
         """
         spec, rollout = self.spec, self.rollout
         assert rollout is not None
@@ -277,9 +280,9 @@ class Rollouts:
         return penalise_unfinished(scores, rollout.finished, spec.missing_eos_penalty, spec.missing_eos)
 
     def minibatches(self, planned: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """Those of the planned minibatches that are still to be done; none once the policy has strayed too far.
+        """Yield the planned minibatches that are not done yet; none if the run is stopped.
 
-        Call `step` for each, and let the iterator come to its end.
+        Call `step` after each minibatch, and exhaust the iterator.
         """
         number = self.progress.rollout
         self.status.doing = "training the policy"
@@ -291,21 +294,21 @@ class Rollouts:
             if self._early:
                 break
         if not self.stopped:
-            # The rate goes to 0 at the planned end, early stops or not.
+            # Count skipped steps as done, so that the learning rate reaches 0 at the planned end.
             self.training.steps = sum(self.steps[: number + 1])
         self._clock.spent_on("update")
 
     def step(self, watched: dict[str, float]) -> None:
-        """Take the step of the gradients accumulated, or end the rollout's updates before it goes too far.
+        """Take an optimiser step, or end the rollout's updates without it if approxkl exceeds `approxkl_stop`.
 
         Raises:
-            TrainingDiverged: the loss or the gradient is no number.
-            StorageFull: no room for a checkpoint.
+            TrainingDiverged: the loss or the gradient is NaN or infinite.
+            StorageFull: the disk has no room for a checkpoint.
         """
         limit = self.spec.approxkl_stop
         self._early = limit is not None and watched["policy/approxkl_avg"] > limit
         if self._early:
-            self.training.optimiser.zero_grad(set_to_none=True)  # the step that would lead further still is not taken
+            self.training.optimiser.zero_grad(set_to_none=True)  # this step would move the policy even further
             self.progress.watched.append(watched)
             return
         watched["lr"] = self.training.step(watched["loss"]).lr
@@ -315,12 +318,12 @@ class Rollouts:
         self._save_if_due()
 
     def report(self, scores: Tensor, non_score: Tensor, values: Mapping[str, float]) -> None:
-        """Report the rollout in hand, which is done with, and lead the leash.
+        """Report the metrics of the current rollout, whose updates are done, and adapt beta for the next rollout.
 
         Args:
-            scores: (B,) the shaped ones.
-            non_score: (B,) what the leash takes from the reward, negative.
-            values: metrics of the recipe's own.
+            scores: (B,) the result of `shaped_scores`.
+            non_score: (B,) the KL penalty in the reward: -beta * k1 per response.
+            values: further metrics of the recipe.
         """
         spec, rollout, number, status = self.spec, self.rollout, self.progress.rollout, self.status
         assert rollout is not None
@@ -363,7 +366,7 @@ class Rollouts:
         self._save_if_due()
 
     def result(self, folder: Path) -> PolicyResult:
-        """Save the policy to `folder`, without what only training needed, and say what came of the run."""
+        """Save the policy to `folder`, without a critic, and return the run's result."""
         spec, loaded, values = self.spec, self.loaded, self.progress.values
         stop_notes: tuple[str, ...] = ()
         if self.monitors.stop:
@@ -371,11 +374,11 @@ class Rollouts:
             self.training.put_back(self._good)
             stop_notes = (self.monitors.note(f"the policy of step {step}, the last one without a sign,"),)
         save_policy(loaded.causal, loaded.tokenizer, folder, spec.policy.base)
-        episodes = self.status.episodes or spec.episodes  # resumed behind the last rollout
+        episodes = self.status.episodes or spec.episodes  # status counts 0 if the run resumed after its last rollout
         kl, notes = values["objective/kl"], notes_on(loaded.tokenizer)
         if spec.kl_stop is not None and kl > spec.kl_stop:
-            said = f"Stopped after {episodes} of {spec.episodes} episodes: the KL was {kl:.3g} nats a response, "
-            notes += (said + f"more than the {spec.kl_stop:g} of kl_stop.",)
+            said = f"Stopped after {episodes} of {spec.episodes} episodes: the KL was {kl:.3g} nats per response, "
+            notes += (said + f"above the limit kl_stop = {spec.kl_stop:g}.",)
         return PolicyResult(
             values,
             episodes,
@@ -394,7 +397,7 @@ class Rollouts:
         )
 
     def _save_if_due(self) -> None:
-        # Also after sampling only if due: a long rollout makes it due, a short one is soon sampled again.
+        # After sampling, too, save only if a checkpoint is due: a short rollout can be sampled again quickly.
         good = {f"{GOOD}{name}": weights for name, weights in self._good.items()}
         self.training.save_if_due(asdict(self.progress), good | (self.rollout._asdict() if self.rollout else {}))
 
@@ -409,8 +412,9 @@ class Rollouts:
 
 
 def minibatches(spec: RolloutSpec, rollout: int, units: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Split units of a rollout (episodes, or groups of them) into the minibatches of its updates, a fresh permutation
-    each epoch: a function of the seed and the rollout's number.
+    """Split the units of a rollout (episodes or groups) into minibatches, with a new permutation in each epoch.
+
+    The result depends only on the seed and the rollout's number.
     """
     found: list[list[int]] = []
     for epoch in range(spec.optimiser.epochs):
@@ -421,7 +425,10 @@ def minibatches(spec: RolloutSpec, rollout: int, units: Sequence[int], batch_siz
 
 
 def averaged(watched: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a rollout's updates, the variance of their ratios, and the rate of the last; nothing of none."""
+    """Average the metrics of a rollout's updates; add the variance of their ratios and the last learning rate.
+
+    The result is empty if there were no updates.
+    """
     if not watched:
         return {}
     names = [name for name in watched[0] if name not in ("loss", "lr")]

@@ -72,7 +72,7 @@ class Answers(NamedTuple):
 
     @property
     def looked(self) -> Looked:
-        """What the reward models say of all N."""
+        """Figures from the reward models for all N answers: uncertainty and ceiling."""
         pairs = [(answer.beyond, answer.ceiling) for answer in self.items]
         columns = torch.tensor([[math.nan if value is None else value for value in pair] for pair in pairs])
         return Looked(self.heads, *columns.T)

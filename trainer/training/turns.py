@@ -1,18 +1,19 @@
-"""What on-policy DPO and best-of-n distillation share: phases that are recipes of their own, a KL budget, a choice.
+"""Code that on-policy DPO and best-of-n distillation share: a chain of phases, a KL budget, and the choice of a policy.
 
-A run is a chain of phases. Each trains a policy from the one before, by a recipe that knows nothing of the others, and
-stores it whole. A run that goes on after a kill finds the phases that are done, and the checkpoints of the one that
-is not.
+A run is a chain of phases. Each phase trains the previous phase's policy with another recipe and stores the result. A
+resumed run finds the completed phases, and the checkpoints of the phase that was interrupted.
 
-| metric | of the policy after a phase, on up to `MEASURED_PROMPTS` prompts; at the end of a phase |
+Metrics are measured at the end of each phase, with answers to up to `MEASURED_PROMPTS` prompts:
+
+| metric | meaning, for the policy after a phase |
 |---|---|
-| `objective/scores` | mean score by `ensemble_score`, without costs of length or a missing end |
+| `objective/scores` | mean `ensemble_score`, without penalties for length or a missing end |
 | `objective/disagreement` | standard deviation among the reward models' members, mean over answers |
-| `objective/kl`, `objective/kl_k3` | nats a response to the policy at the start, by k1 and by k3 (never negative) |
-| `val/length`, `val/finished` | tokens an answer; share that ended by themselves |
-| `heldout/accuracy` | share of held-out comparisons whose winner the policy made likelier, against the start |
-| `monitor/FIGURE` | see `trainer.training.watching`; at step 0 of the policy at the start |
-| `turn/pairs`, `turn/margin` | pairs (or answers to imitate) of a turn, and how far their scores are apart |
+| `objective/kl`, `objective/kl_k3` | KL to the starting policy, nats per response, by k1 and by k3 (never negative) |
+| `val/length`, `val/finished` | tokens per answer; share of finished answers |
+| `heldout/accuracy` | share of held-out comparisons for which the margin winner - loser has grown since the start |
+| `monitor/FIGURE` | see `trainer.training.watching`; at step 0, of the starting policy |
+| `turn/pairs`, `turn/margin` | number of a turn's pairs (or answers to imitate), and their mean score difference |
 """
 
 import contextlib
@@ -64,18 +65,18 @@ from trainer.training.scored_answers import Answers, answers_of
 from trainer.training.watching import Monitors
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
-PATIENCE = 1  # phases with a sign before a monitor gives its alarm: there are few, each measured on many prompts
-LEASH_TRIES = 4
-NEAR_BUDGET = 0.75  # share of the budget that a shortened step is content with
-PROMPTS = 2_000_003  # a place in the run: which prompts a turn samples
+PATIENCE = 1  # phases with a sign before a monitor raises its alarm: phases are few, each measured on many prompts
+LEASH_TRIES = 4  # attempts to shorten a phase's step to fit the KL budget
+NEAR_BUDGET = 0.75  # a shortened step is accepted if it uses at least this share of the budget
+PROMPTS = 2_000_003  # place in the run for random numbers: which prompts a turn samples
 
 
 class Candidate(NamedTuple):
-    """A policy that the run may end with.
+    """A policy that can be the run's result.
 
     Attributes:
-        phase: what trained it, in words.
-        right: (M,) of each held-out comparison whether it made the winner likelier than the loser: 1, 0, 0.5 for equal.
+        phase: name of the phase that trained it, for people.
+        right: (M,) result on each held-out comparison, see `Turns.right`.
     """
 
     phase: str
@@ -85,14 +86,14 @@ class Candidate(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A policy's answers to the prompts that all phases are measured on, and what follows from them."""
+    """A policy's answers to the prompts that all phases are measured on, and the metrics of these answers."""
 
     answers: Answers
     values: dict[str, float]
 
     @property
     def kl(self) -> float:
-        """Nats a response to the policy at the start."""
+        """KL to the starting policy, nats per response."""
         return self.values["objective/kl"]
 
 
@@ -100,9 +101,9 @@ class Turns:
     """A run in phases.
 
     Attributes:
-        policy: what the phases so far have made; locations resolved.
-        within_budget: False once the whole KL budget is used: the run ends with the phase that had to be shortened.
-        monitors: look at what each phase's policy says to the measured prompts, beside the policy at the start.
+        policy: the policy after the phases so far, with resolved locations.
+        within_budget: False once the whole KL budget is used. The phase whose step was shortened is then the last one.
+        monitors: compare each phase's answers to the measured prompts with those of the starting policy.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Turns:
         self.rows = read_prompts(store.resolve(spec.prompts))
         self.start = self.policy = resolve(store, spec.policy)
         if spec.lora is not None and self.start.adapter is not None:
-            with loading(self.start.adapter):  # an adapter that cannot go on is refused before anything is sampled
+            with loading(self.start.adapter):  # reject an adapter that cannot be trained further before sampling
                 require_continuable(Path(self.start.adapter), spec.lora)
         self.tokenizer = load_tokenizer(self.start)
         self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
@@ -129,7 +130,8 @@ class Turns:
         self.notes: list[str] = []
         optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
-        # Chosen once, for all phases and after a kill too: their checkpoints are found by specs that name the size.
+        # Choose the sizes once for all phases and for resumed runs: phases find their checkpoints by a spec that
+        # contains the sizes.
         sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
         if checkpoints is not None:
             known = the_main_processes(lambda: checkpoints.remembered("sizes", lambda: json.dumps(sizes)))
@@ -156,19 +158,19 @@ class Turns:
     # ---- sampling ----------------------------------------------------------------------------------------------------
 
     def turn_answers(self, turn: int) -> tuple[Answers, Tensor]:
-        """What the policy says to a turn's prompts, and the scores (N,) that choices go by."""
+        """Return the policy's answers to a turn's prompts, and their scores (N,)."""
         order = torch.randperm(len(self.rows), generator=generator_at(self.spec.seed, PROMPTS, turn)).tolist()
         rows = [self.rows[i] for i in sorted(order[: self.spec.prompts_per_turn])]
         answers = self._answers(f"turn-{turn + 1}-answers", rows, self.spec.samples_per_prompt, turn + 1)
         return answers, self.scores(answers)
 
     def scores(self, answers: Answers) -> Tensor:
-        """(N,): what the members of the reward models say together."""
+        """Return the combined scores (N,) of all members of the reward models."""
         return ensemble_score(answers.heads, self.spec.ensemble_score, self.spec.variance_weight)
 
     def _answers(self, name: str, rows: Sequence[PromptRow], samples: int, place: int) -> Answers:
         self._doing, self._total = f"{name.replace('-', ' ')}: sampling", len(rows) * samples
-        # Another range of indices for each place in the run: no answer is drawn twice.
+        # Each place in the run has its own range of sample indices, so that no answer is drawn twice.
         first = place * 1000
         return answers_of(
             self.policy,
@@ -189,7 +191,7 @@ class Turns:
 
     def _on_stored(self) -> None:
         if self.checkpoints is not None:
-            self.checkpoints.on_saved(self._step)  # progress: a worker that dies often enough without any fails the run
+            self.checkpoints.on_saved(self._step)  # counts as progress: repeated deaths without progress fail the run
 
     def _tick(self, done: int | None = None) -> None:
         self._done = self._done if done is None else done
@@ -205,39 +207,39 @@ class Turns:
         values: Mapping[str, float] | None = None,
         budget_share: float = 1.0,
     ) -> tuple[str, ...]:
-        """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
+        """Run a phase: train the policy with a recipe, keep it within the KL budget, and measure it.
 
         Args:
-            name: of the phase, for a folder, and with spaces for people.
-            values: metrics of what it learns from.
-            budget_share: of the KL budget, how much the phases so far may use.
+            name: name of the phase: the name of its folder and, with spaces, the name that people see.
+            values: metrics of the phase's training data.
+            budget_share: share of the KL budget that the phases so far may use.
 
         Returns:
-            Why the recipe left rows out, a sentence each.
+            Sentences that say why the recipe left rows out.
         """
         self._look_at_start()
         before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
         done = the_main_processes(lambda: self.work.exists(name))
         if not done:
             own = self.checkpoints.of_phase(name, spec) if self.checkpoints else None
-            self.memory.peak()  # the phase sets the counter back
+            self.memory.peak()  # read the peak now, because the phase resets the counter
             with self._folder(name) as folder:
                 result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
                 if own is not None:
-                    # A run that goes on behind the last step says nothing of that step again.
+                    # If the phase resumed after its last step, it has not reported that step again.
                     phase.last = max(phase.last, phase.first + own.last_step)
-                    own.on_saving()  # a finished phase is not repeated, so what it said must outlive the process
+                    own.on_saving()  # a finished phase is not repeated, so its reported metrics must be stored now
                 if accelerator().is_main_process:
                     done_with = [phase.last, result.train_rows, result.tokens, result.dropped, self.seconds]
                     (folder / STEPS).write_text(json.dumps(done_with))
-            accelerator().free_memory()  # it keeps every model that it prepared
+            accelerator().free_memory()  # the accelerator holds references to all models that it prepared
             if own is not None:
                 self.work.remove(f"checkpoints/{name}")
                 own.on_saved(phase.last)
         found = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
         self._step, rows, tokens, dropped, seconds = found
         if done:
-            self._started = time.monotonic() - seconds  # earlier attempts count, up to what they finished
+            self._started = time.monotonic() - seconds  # count earlier attempts, up to their last finished phase
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
@@ -259,7 +261,7 @@ class Turns:
         return tuple(dropped)
 
     def _look_at_start(self) -> None:
-        """Before the first phase, let the monitors look at the policy that the run begins with."""
+        """Let the monitors look at the starting policy, before the first phase."""
         if not self.monitors.is_on or self.monitors.watch.baseline:
             return
         started = self._measure("start")
@@ -268,7 +270,7 @@ class Turns:
         self.reporter.metrics(0, seen)
 
     def written(self, name: str, rows: Sequence[BaseModel]) -> str:
-        """Write what a phase trains on, a line a row, for all processes; return its location."""
+        """Write a phase's training rows as JSONL, once for all processes; return the location."""
         if accelerator().is_main_process:
             with self.work.file(name) as path:
                 path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
@@ -277,7 +279,10 @@ class Turns:
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
-        """Where the main process writes a phase's model; others' folders are thrown away. All go on together."""
+        """Give the folder for a phase's model. Other processes than the main one get a temporary folder.
+
+        At the end, all processes wait for each other.
+        """
         if accelerator().is_main_process:
             with self.work.folder(name) as folder:
                 yield folder
@@ -291,9 +296,9 @@ class Turns:
         return ModelRef(base=self.start.base, adapter=folder) if self.spec.lora else ModelRef(base=folder)
 
     def _measure(self, name: str) -> Measured:
-        """What the policy says to the measured prompts, its KL to the start, and all that is measured of it."""
+        """Sample the policy's answers to the measured prompts; return them with their metrics."""
         rows = self.rows[:: math.ceil(len(self.rows) / MEASURED_PROMPTS)]
-        # The same places whatever the policy: two are compared on like draws.
+        # Use the same sample indices for every policy, so that policies are compared with the same random numbers.
         answers = self._answers(f"{name}-measured", rows, MEASURED_SAMPLES, 0)
         values = {
             "objective/scores": float(self.scores(answers).mean()),
@@ -308,9 +313,10 @@ class Turns:
     # ---- the KL budget -----------------------------------------------------------------------------------------------
 
     def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> Measured:
-        """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
+        """Measure a phase's policy. If its KL exceeds the budget, replace it by a policy between `before` and it.
 
-        A share of the step is taken, found by measuring: KL grows about with the square of the share.
+        The weights then move only a share of the way. A few attempts find the share; the first attempt assumes that the
+        KL grows with the square of the share.
         """
         measured = self._measure(name)
         budget = (self.spec.kl_budget or math.inf) * budget_share
@@ -335,12 +341,12 @@ class Turns:
         said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
         of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
         self.notes.append(
-            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
+            f"{name.replace('-', ' ').capitalize()} exceeded the KL budget of {budget:g} nats{of_all}: {said}."
         )
         return Measured(measured.answers, measured.values | {"turn/share_of_step": low})
 
     def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
-        """The policy that lies at a share of the way between two, stored under `name`."""
+        """Make the policy whose weights lie at `share` of the way from `before` to `after`; store it under `name`."""
         if not the_main_processes(lambda: self.work.exists(name)):
             model = policy_between(before, after, share, self.spec.lora)
             with self._folder(name) as folder:
@@ -350,7 +356,11 @@ class Turns:
     # ---- the choice --------------------------------------------------------------------------------------------------
 
     def right(self, policy: ModelRef) -> Tensor:
-        """(M,) of the held-out comparisons: 1 where the policy made the winner likelier than the start does, else 0."""
+        """Return results (M,) on held-out comparisons: 1 if the margin between winner and loser has grown, else 0.
+
+        The margin is the log-prob of the winner minus that of the loser. It is compared with the margin under the
+        starting policy; equal margins give 0.5.
+        """
         if not self.heldout or policy == self.start:
             return torch.full((len(self.heldout),), 0.5)
         if self._start_logps is None:
@@ -359,20 +369,20 @@ class Turns:
         return (torch.sign(moved[:, 0] - moved[:, 1]) + 1) / 2
 
     def _heldout_logps(self, model: ModelRef) -> Tensor:
-        """(M, 2): log-probs of the winners and the losers."""
+        """Return log-probs (M, 2) of winners and losers."""
         policy = Policy(load_causal_lm(model, dtype=self.dtype))
         groups = [pair.sequences for pair in self.heldout]
         pad_id, tokens = self.tokenizer.pad_token_id, self.sizes.forward_tokens
         return completion_logps(policy, groups, policy.share, pad_id, tokens).view(-1, 2)
 
     def chosen(self) -> Candidate:
-        """The last policy that people's held-out comparisons do not speak against.
+        """Choose the last policy that is not significantly worse on people's held-out comparisons than the best so far.
 
-        One that orders them worse than an earlier one, by more than two standard errors of the paired difference, has
-        learned something else than what people want. The reward model has no say in it.
+        A policy is worse if its mean result is lower by more than two standard errors of the paired difference. It then
+        has learned something that people do not want. The reward model has no influence on this choice.
 
         Raises:
-            InvalidInput: no phase found anything to learn from.
+            InvalidInput: no phase had enough data to train on.
         """
         if not self.candidates:
             raise InvalidInput(
@@ -385,8 +395,8 @@ class Turns:
         for candidate in self.candidates[1:]:
             if significantly_worse(candidate.right, best.right):
                 self.notes.append(
-                    f"The policy after {candidate.phase} orders people's held-out comparisons worse than the one after "
-                    f"{best.phase}, and is not kept."
+                    f"The policy after {candidate.phase} is not kept: on people's held-out comparisons, it is worse "
+                    f"than the policy after {best.phase}."
                 )
                 continue
             kept = candidate
@@ -394,25 +404,25 @@ class Turns:
                 best = candidate
         if significantly_worse(kept.right, torch.full_like(kept.right, 0.5)):
             self.notes.append(
-                "People's held-out comparisons speak against the new policy: it makes their winners less likely than "
-                "the policy at the start does. Compare the two before you adopt it."
+                "On people's held-out comparisons, the new policy is worse than the starting policy: it prefers the "
+                "winners less. Compare the two policies before you adopt the new one."
             )
         return kept
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, with earlier attempts up to their last finished phase."""
+        """Duration of the run, including earlier attempts up to their last finished phase."""
         return time.monotonic() - self._started
 
     def finish(self, folder: Path) -> PolicyResult:
-        """Saves the chosen policy to `folder`; the run's result."""
+        """Save the chosen policy to `folder` and return the run's result."""
         chosen = self.chosen()
-        # An adapter that is new here, of a run whose first step was not taken, must not depend on what ran before.
+        # If no phase's step was taken, a new adapter is created here. It must not depend on earlier random numbers.
         seed_everything(self.spec.seed)
         model = load_causal_lm(chosen.policy, self.spec.lora, trainable=True, dtype=self.dtype)
         save_policy(model, self.tokenizer, folder, self.spec.policy.base)
         if not self.heldout:
-            self.notes.append("There was no held-out comparison to choose the policy by: the last one is kept.")
+            self.notes.append("The last policy is kept: there are no held-out comparisons to choose a policy by.")
         return PolicyResult(
             chosen.values,
             self.trained_on,
@@ -431,14 +441,14 @@ class Turns:
         )
 
 
-STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out, seconds
-LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
+STEPS = "steps.json"  # beside a phase's model: its last step, numbers of rows and tokens, dropped rows, and seconds
+LEAST = 5  # minimum of held-out comparisons: with fewer, a few equal results would look significant
 
 
 def significantly_worse(right: Tensor, than: Tensor) -> bool:
-    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference.
+    """Return whether the mean of results (M,) is lower than that of `than` by more than two standard errors.
 
-    Fewer than 5 of them show nothing.
+    The standard error is that of the paired difference. With fewer than 5 results, the answer is False.
     """
     difference = right.double() - than.double()
     if len(difference) < LEAST:

@@ -1,12 +1,12 @@
-"""Monitors of a run that samples its policy: what is measured of each step's answers, and what becomes of an alarm.
+"""Monitors of a training run: measure the answers of each step, and record or act on alarms.
 
-`app.domain.watching` has the rule. Nothing is sampled for it in rollouts. Methods in turns sample the policy that they
-begin with once more, on the prompts on which each phase's policy is measured.
+`app.domain.watching` has the rule for alarms. PPO, RLOO and GRPO need no extra samples. Methods with turns also sample
+the starting policy, on the prompts that every phase is measured on.
 
-| metric | of a step's answers |
+| metric | meaning, for the answers of a step |
 |---|---|
-| `monitor/FIGURE` | mean over prompts, of every figure of `app.domain.monitors.IN_RUNS`: see `trainer.evaluation` |
-| `monitor/alarms` | monitors that have given their alarm so far |
+| `monitor/FIGURE` | mean over prompts of each figure in `app.domain.monitors.IN_RUNS`: see `trainer.evaluation` |
+| `monitor/alarms` | number of alarms so far |
 """
 
 import logging
@@ -28,8 +28,8 @@ from trainer.training.scored_answers import Answers
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 5  # of an alarm
-LONGEST = 2000  # characters of an example
+EXAMPLES = 5  # examples per alarm
+LONGEST = 2000  # characters of an example that are kept
 FIGURES = tuple(dict.fromkeys(monitor.figure for monitor in IN_RUNS))
 
 
@@ -37,8 +37,8 @@ class Monitors:
     """The monitors of a run.
 
     Args:
-        patience: steps in a row with a sign before there is an alarm.
-        state: of a checkpoint, as `state` gives it.
+        patience: number of consecutive steps with a sign that raise an alarm.
+        state: the `state` of monitors in a checkpoint.
     """
 
     def __init__(self, mode: MonitorsMode, patience: int, state: Mapping[str, Any] | None = None) -> None:
@@ -49,7 +49,7 @@ class Monitors:
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that a run which goes on needs, as JSON."""
+        """The state that a resumed run needs, as JSON."""
         return asdict(self.watch) | {"alarms": self.alarms}
 
     @property
@@ -64,14 +64,14 @@ class Monitors:
     def look_at_responses(
         self, step: int, responses: Sequence[Response], scores: Tensor, looked: Looked
     ) -> dict[str, float]:
-        """Looks at a step's responses; returns its metrics."""
+        """Measure a step's responses and check for alarms; return the step's metrics."""
         columns = figures_of(responses, scores, looked)
         asked = [texts.asked_in(response.row.messages) for response in responses]
         said = [response.text for response in responses]
         return self._look(step, [response.row.id for response in responses], asked, said, columns)
 
     def look_at_answers(self, step: int, answers: Answers, rows: Mapping[int, PromptRow]) -> dict[str, float]:
-        """The same of answers to these prompts, by id."""
+        """Measure a step's answers and check for alarms; `rows` are the prompts by id. Return the step's metrics."""
         items = answers.items
         ids = [answer.prompt_id for answer in items]
         asked, said = [texts.asked_in(rows[i].messages) for i in ids], [answer.text for answer in items]
@@ -91,19 +91,19 @@ class Monitors:
         return means | {"monitor/alarms": float(len(self.alarms))}
 
     def note(self, kept: str) -> str:
-        """What a reader of a run that was stopped has to know."""
+        """Return a sentence that says which monitor stopped the run, and that `kept` is the policy that is kept."""
         first = self.alarms[0]
         label = next(monitor.label for monitor in IN_RUNS if monitor.name == first["monitor"])
         return f"The monitor “{label}” stopped the run at step {first['step']}: {kept} is kept."
 
 
 def in_words(sign: Sign, step: int) -> str:
-    """An alarm as a line of the log."""
+    """Return an alarm as a line for the log."""
     return f"Monitor alarm at step {step}: {sign.monitor.label.lower()}, {sign.before:.3g} before, {sign.new:.3g} now."
 
 
 def _by_prompt(ids: Sequence[int], column: Tensor) -> dict[str, float]:
-    """Means over each prompt's answers of a figure (N,)."""
+    """Return the mean of a figure (N,) over each prompt's answers."""
     values: dict[int, list[float]] = defaultdict(list)
     for prompt_id, value in zip(ids, column.tolist(), strict=True):
         values[prompt_id].append(value)
@@ -113,7 +113,7 @@ def _by_prompt(ids: Sequence[int], column: Tensor) -> dict[str, float]:
 def _worst(
     monitor: Monitor, asked: Sequence[str], said: Sequence[str], ids: Sequence[int], column: Tensor
 ) -> list[dict[str, Any]]:
-    """The answers that stand out most, one a prompt."""
+    """Return the answers with the worst values of the monitor's figure, at most one per prompt."""
     found: dict[int, dict[str, Any]] = {}
     for i in (monitor.worse * column).argsort(descending=True, stable=True).tolist():
         if ids[i] not in found and len(found) < EXAMPLES:
