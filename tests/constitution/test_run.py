@@ -23,7 +23,7 @@ from app.demonstrations import service as demonstrations
 from app.demonstrations.forms import DecisionForm
 from app.domain.replay import Reading
 from app.errors import Conflict
-from app.judges import queries as judge_queries
+from app.judges import choosing_queries
 from app.lineage import manifest, origin_queries
 from app.models import AIRevision, Comparison, Completion, Demonstration, Judgment, Run
 from app.rounds import snapshots
@@ -85,7 +85,7 @@ def test_people_decide_on_a_revision_and_its_mark_follows_it_everywhere(
     marked = session.scalars(select(Completion.id).where(Completion.ai_revised)).all()
     assert set(marked) == {row.revised_id for row in rows.values()}
     # No judge is asked about them: it may have written them.
-    assert judge_queries.to_judge(session, scene.critic, scene.rubric.id, "open", 10) == []
+    assert choosing_queries.to_judge(session, scene.critic, scene.rubric.id, "open", 10) == []
 
     # Labelers see two responses and no mark; staff see it.
     labeler = factories.user(session)
