@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup, escape
 
+from app.domain.smoothing import LEAST_TO_SMOOTH, moving_average
+
 WIDTH, LEFT, RIGHT = 640, 64, 20
 ROW = 20  # height of a line of text
 TITLE, AXIS = 24, 48
@@ -33,6 +35,7 @@ _STYLES: dict[str, dict[str, str]] = {
         for n, colour in enumerate(("#2b5ba3", "#a34a08", "#1d7a55", "#8a3f9c"))
         for kind, style in (
             ("line", {"stroke": colour, "stroke-width": "2", "fill": "none"}),
+            ("raw", {"stroke": colour, "stroke-width": "1", "stroke-opacity": "0.35", "fill": "none"}),
             ("reach", {"stroke": colour, "stroke-width": "2", "stroke-opacity": "0.6", "fill": "none"}),
             ("band", {"fill": colour, "fill-opacity": "0.18", "stroke": "none"}),
             ("dot", {"fill": colour}),
@@ -55,6 +58,7 @@ class Series(NamedTuple):
         reach: the interval (low, high) of each point, or None; drawn as a band if joined, else as bars.
         joined: whether a line joins the points.
         names: texts beside the points; empty ones are not drawn.
+        smooth: whether to draw the moving average of many points, with the points' own line faint behind it.
     """
 
     label: str
@@ -62,6 +66,7 @@ class Series(NamedTuple):
     reach: Sequence[tuple[float, float] | None] = ()
     joined: bool = True
     names: Sequence[str] = ()
+    smooth: bool = False
 
 
 class Panel(NamedTuple):
@@ -179,7 +184,7 @@ def svg(chart: Chart, standalone: bool = False) -> Markup:
     """Return the chart as an <svg> element; with `standalone` as a file, with a title and a white background."""
     pen = _Pen(standalone)
     top = ROW + 8 if standalone else 4
-    legends = [ROW if len(panel.series) > 1 else 0 for panel in chart.panels]
+    legends = [ROW if len(_drawn(panel)) > 1 else 0 for panel in chart.panels]
     height = top + sum(TITLE + legend + chart.height for legend in legends) + AXIS
     if standalone:
         pen.mark("rect", "paper", width=WIDTH, height=height)
@@ -210,9 +215,14 @@ def _x_range(chart: Chart) -> tuple[float, float]:
     return (min(xs) - 0.5, max(xs) + 0.5) if xs else (0.5, 1.5)  # a single round is in the middle
 
 
+def _drawn(panel: Panel) -> list[tuple[int, Series]]:
+    """Return the series that have points, each with its place, which decides its color."""
+    return [(n, each) for n, each in enumerate(panel.series) if each.points]
+
+
 def _legend(pen: _Pen, panel: Panel, y: float) -> None:
     x = float(LEFT)
-    for n, each in enumerate(panel.series):
+    for n, each in _drawn(panel):
         pen.mark("circle", f"dot {_colour(n)}", cx=x + 6, cy=y + 6, r=5)
         pen.text("word", x + 16, y + 10, each.label)
         x += 30 + LETTER * len(each.label)
@@ -256,7 +266,7 @@ def _panel(
     if panel.diagonal:
         first, last = max(low, sides[0]), min(high, sides[1])
         pen.line("even", place(first), level(first), place(last), level(last))
-    for n, each in enumerate(panel.series):
+    for n, each in _drawn(panel):
         _series(pen, each, _colour(n), place, level, panel)
 
 
@@ -277,9 +287,18 @@ def _series(
     else:
         for x, (low, high) in known:
             pen.line(f"reach {colour}", x, level(low), x, level(high))
-    if series.joined and len(series.points) > 1:
-        line = " ".join(f"{place(x):.1f},{level(y):.1f}" for x, y in series.points)
-        pen.mark("polyline", f"line {colour}", points=line)
+
+    def join(css: str, ys: Iterable[float]) -> None:
+        line = " ".join(f"{place(x):.1f},{level(y):.1f}" for (x, _), y in zip(series.points, ys, strict=True))
+        pen.mark("polyline", f"{css} {colour}", points=line)
+
+    raw = [y for _, y in series.points]
+    if series.smooth and len(raw) >= LEAST_TO_SMOOTH:
+        join("raw", raw)
+        join("line", moving_average(raw))
+        return  # dots would hide the average
+    if series.joined and len(raw) > 1:
+        join("line", raw)
     names = series.names or [""] * len(series.points)
     small = len(series.points) > 60
     for (x, y), reach_, name in zip(series.points, ends, names, strict=True):

@@ -127,7 +127,9 @@ class JudgePage(NamedTuple):
         for name, averages in self.since.charts.items():
             points = [(float(n), each.value) for n, each in enumerate(averages, 1)]
             limits = [(max(0.0, each.low), min(1.0, each.high)) for each in averages]
-            panels.append(Panel(FIGURES[name], [Series("moving average", points, limits)], "share", y_range=(0.0, 1.0)))
+            average = Series("moving average", points, limits)
+            even = 0.5 if name == "position" else None  # a judge without a bias
+            panels.append(Panel(FIGURES[name], [average], "share", even, (0.0, 1.0)))
         return Chart("Drift on the anchors", "Run since the admission", panels, whole=True)
 
 

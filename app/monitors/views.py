@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.charts import Chart, Panel, Series, as_csv
 from app.domain import texts
-from app.domain.monitors import Finding, Monitor
+from app.domain.monitors import PARTING, Finding, Monitor
 from app.models import Project, Round, Run
 from app.monitors import queries
 from app.rounds.outcomes import win_rates
@@ -112,11 +112,16 @@ def chart(watched: Sequence[Watched], monitor: Monitor) -> Chart | None:
     known = [(float(number), each) for number, each in sorted(found) if each.new == each.new]
     if len(known) < 2:
         return None
+    parts = monitor.name == PARTING.name  # win rates of the new policy, by people and by the reward model
     series = [
-        Series("before", [(x, each.before) for x, each in known]),
-        Series("new policy", [(x, each.new) for x, each in known]),
+        Series("people" if parts else "previous policy", [(x, each.before) for x, each in known]),
+        Series(
+            f"{'reward model' if parts else 'new policy'}, with 95% interval of the difference",
+            [(x, each.new) for x, each in known],
+            [each.change and (each.before + each.change.low, each.before + each.change.high) for _, each in known],
+        ),
     ]
-    panel = Panel(monitor.label, series, "share" if monitor.is_share else "number")
+    panel = Panel(monitor.label, series, "share" if monitor.is_share else "number", 0.5 if parts else None)
     return Chart(monitor.label, "round", [panel], whole=True, height=200)
 
 

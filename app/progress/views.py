@@ -36,14 +36,17 @@ def over_rounds(rows: Sequence[RoundRow]) -> Chart:
     """Chart the proxy reward of both policies, KL and people's win rate by round."""
     rows = [row for row in rows if row.round.state != "cancelled"]
     scored = [(row, row.reward_before, row.reward) for row in rows if row.reward is not None]
-    pairs = [(row.round.number, before, new) for row, before, new in scored if before is not None and new is not None]
+    pairs = [(row, before, new) for row, before, new in scored if before is not None and new is not None]
     wins = [(row.round.number, row.wins) for row in rows if row.wins and row.wins.interval]
     reward = [
-        Series("previous policy", [(float(n), before) for n, before, _ in pairs], joined=False),
+        Series("previous policy", [(float(row.round.number), before) for row, before, _ in pairs], joined=False),
         Series(
             "new policy",
-            [(float(n), new) for n, _, new in pairs],
-            [(min(before, new), max(before, new)) for _, before, new in pairs],
+            [(float(row.round.number), new) for row, _, new in pairs],
+            [
+                row.difference and (before + row.difference.low, before + row.difference.high)
+                for row, before, _ in pairs
+            ],
             joined=False,
         ),
     ]
@@ -57,7 +60,7 @@ def over_rounds(rows: Sequence[RoundRow]) -> Chart:
         "Rounds",
         "Round",
         [
-            Panel("Reward, by each round's own reward model", reward),
+            Panel("Reward by each round's own model, with 95% interval of the difference", reward),
             Panel("KL to the reference model, nats a response", [kl]),
             Panel("Human win rate over the previous policy", [won], "share", 0.5, (0.0, 1.0)),
         ],

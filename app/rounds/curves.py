@@ -27,6 +27,11 @@ class Curves(NamedTuple):
         """What a person reads for each of the names."""
         return [LABELS[name] for name in self.names]
 
+    @property
+    def is_of_two(self) -> bool:
+        """Whether the curves are shares of choices between two responses, of which chance makes half."""
+        return all(name.endswith(("accuracy", "accuracies")) for name in self.names)
+
 
 PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
 ROLLOUTS = ("ppo", "rloo", "grpo")
@@ -131,8 +136,9 @@ def chart(session: Session, round_: Round, place: int) -> Chart | None:
     for row in result_queries.metrics_from(session, ids, 0, 0):
         if row.name in points and math.isfinite(row.value):
             points[row.name].append((float(row.step), row.value))
-    series = [Series(LABELS[name], found) for name, found in points.items() if found]
-    return Chart(f"Round {round_.number}", "step", [Panel(curves.title, series)], height=300)
+    series = [Series(LABELS[name], found, smooth=True) for name, found in points.items()]
+    panel = Panel(curves.title, series, even=0.5 if curves.is_of_two else None)
+    return Chart(f"Round {round_.number}", "step", [panel], height=300)
 
 
 def metrics_csv(session: Session, round_: Round) -> str:

@@ -147,7 +147,11 @@ class SuitePage(NamedTuple):
         rows = [(float(each.round.number), each.score) for each in self.rounds[::-1]]
         differences = [(number, score.difference) for number, score in rows if score.difference]
         scores = [
-            Series("new policy", [(number, score.share) for number, score in rows]),
+            Series(
+                "new policy",
+                [(number, score.share) for number, score in rows],
+                [(score.interval.low, score.interval.high) for _, score in rows],
+            ),
             Series("previous policy", [(number, score.share_before) for number, score in rows]),
         ]
         change = Series(

@@ -18,18 +18,21 @@ function draw(place) {
     plot?.destroy();
     const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     const line = (label, stroke, more) => ({ label, stroke, width: 2, spanGaps: true, value: (_, value) => short(value), ...more });
-    const bound = { width: 1, dash: [4, 4], points: { show: false } };
+    const bound = { width: 0, points: { show: false }, class: "bound" };
+    const withEnds = (_, value, __, at) =>
+      value === null || low[at] === null ? short(value) : `${short(value)} (${short(low[at])} to ${short(high[at])})`;
     plot = new uPlot(
       {
         ...size(),
         axes: [axis, { ...axis, size: 48, values: (_, ticks) => ticks.map(short) }],
         series: [
           { label: "Week from", value: (_, at) => (at === null ? "–" : new Date(at * 1000).toISOString().slice(0, 10)) },
-          line("Alpha, sides", colour("--series-1")),
-          line("low", colour("--series-1"), bound),
-          line("high", colour("--series-1"), bound),
+          line("Alpha, sides", colour("--series-1"), { value: withEnds }),
+          line("low", "transparent", bound),
+          line("high", "transparent", bound),
           line("Agree", colour("--series-2")),
         ],
+        bands: [{ series: [3, 2], fill: `${colour("--series-1")}2e` }],
         cursor: { drag: { x: false, y: false } },
       },
       [week, alpha, low, high, percent],

@@ -87,6 +87,25 @@ def test_a_chart_of_nothing_or_one_point_is_drawn(series: list[Series]) -> None:
     assert len(drawn(chart).findall(f".//{SVG}circle")) == sum(len(each.points) for each in series)
 
 
+def test_a_long_curve_is_averaged_and_its_numbers_stay_raw() -> None:
+    """Of 19 ones and a 0, the average ends below 1 by 0.1 / (1 - 0.9^20); a shorter curve stays as it is."""
+    long = Series("long", [(float(x), 1.0 if x < 19 else 0.0) for x in range(20)], smooth=True)
+    short = Series("short", [(float(x), 1.0) for x in range(19)], smooth=True)
+    chart = Chart("T", "x", [Panel("P", [long, short, Series("nothing", [])], y_range=(0.0, 1.0))], height=112)
+    root = drawn(chart)
+    lines = {each.attrib["class"]: each.attrib["points"].split()[-1] for each in root.findall(f".//{SVG}polyline")}
+    assert lines.keys() == {"raw series-1", "line series-1", "line series-2"}
+    top, raw, average = (
+        float(lines[name].split(",")[1]) for name in ("line series-2", "raw series-1", "line series-1")
+    )
+    assert raw - top == pytest.approx(100, abs=0.11)
+    assert average - top == pytest.approx(100 * 0.1 / (1 - 0.9**20), abs=0.11)
+    assert [row[3] for row in csv.reader(io.StringIO(chart_csv(chart)))][1:21] == ["1.0"] * 19 + ["0.0"]
+    labels = [text.text for text in root.findall(f".//{SVG}text")]
+    assert "long" in labels
+    assert "nothing" not in labels  # no row of the legend without a line
+
+
 def test_numbers_are_in_full_and_no_text_is_a_formula() -> None:
     chart = Chart("T", "x", [Panel("P", [Series("=1+1", [(1.0, 1 / 3)], [(0.25, 0.5)]), Series("s", [(2.0, -1.0)])])])
     assert list(csv.reader(io.StringIO(chart_csv(chart)))) == [
