@@ -1,11 +1,11 @@
 """What AI judges are asked, how their answers are read, what a panel says together, and whether a judge has changed."""
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
+
+from app.domain.marks import mark_of
 
 PROMPT_VERSION = 2  # goes up with every change of what a judge is asked
 A, TIE, B = -1, 0, 1
@@ -68,15 +68,9 @@ def question(rubric: RubricText, card: Card, *, swapped: bool) -> list[dict[str,
         for each in rubric.examples
     )
     asked = QUESTION.format(
-        conversation=turns, first=first, second=second, choices=choices, mark=_mark(turns, first, second)
+        conversation=turns, first=first, second=second, choices=choices, mark=mark_of(turns, first, second)
     )
     return [{"role": "system", "content": system}, {"role": "user", "content": asked}]
-
-
-def _mark(*material: str) -> str:
-    """What the tags of a question carry. It depends on all of the material, so no part of it can write such a tag, and
-    it is the same whenever the question is asked again."""
-    return hashlib.sha256(json.dumps(material).encode()).hexdigest()[:16]
 
 
 _VERDICT = re.compile(r"verdict\W{0,6}(?:response\W{0,3})?(1|2|tie)\b", re.IGNORECASE)

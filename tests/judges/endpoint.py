@@ -48,7 +48,7 @@ async def complete(request: Request) -> Any:
         await asyncio.sleep(0.15)
     if "long question" in text:
         return error(400, "the context is too long")
-    if "<response>" in sent["messages"][1]["content"]:
+    if "<response " in sent["messages"][1]["content"]:
         return revise(sent["messages"], model)
     first, second = re.findall(r"<response_[12] \w+>\n(.*?)\n</response_[12] \w+>", text, re.DOTALL)
     better = ["better" in first, "better" in second]
@@ -72,7 +72,7 @@ async def complete(request: Request) -> Any:
 def revise(messages: list[dict[str, str]], model: str) -> Any:
     """A critique, or the revision after it. Words in the question and the model's name say how it fails."""
     asked = messages[1]["content"]
-    [original] = re.findall(r"<response>\n(.*?)\n</response>", asked, re.DOTALL)
+    [original] = re.findall(r"<response \w+>\n(.*?)\n</response \w+>", asked, re.DOTALL)
     [principle] = re.findall(r"Principle: (.*)", asked)
     said, finish = f"It falls short of: {principle}", "stop"
     if len(messages) > 2:
