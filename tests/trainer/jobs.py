@@ -73,12 +73,17 @@ def prepare(folder: Path) -> None:
     save_reward_model(model, load_tokenizer(str(folder / "tiny")), folder / "reward")
 
 
-def spec_of(kind: str, folder: Path) -> RunSpec:
+def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
     """Return the job's spec: it takes a few seconds and has more than one epoch or rollout."""
     tiny = ModelRef(base=str(folder / "tiny"))
     optimiser = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
     snapshot = str(folder / "snapshot.jsonl")
-    common: dict[str, Any] = {"lora": Lora(rank=4, alpha=8), "optimiser": optimiser, "max_length": 128, "seed": 3}
+    common: dict[str, Any] = {
+        "lora": Lora(rank=4, alpha=8) if lora else None,
+        "optimiser": optimiser,
+        "max_length": 128,
+        "seed": 3,
+    }
     match kind:
         case "sft":
             return SFTSpec(policy=tiny, demonstrations=str(folder / "demonstrations.jsonl"), **common)
@@ -137,13 +142,15 @@ def spec_of(kind: str, folder: Path) -> RunSpec:
     raise ValueError(kind)
 
 
-def run(kind: str, folder: Path, out: Path, checkpoints: bool = False, keep: int | None = None) -> ConsoleReporter:
+def run(
+    kind: str, folder: Path, out: Path, checkpoints: bool = False, lora: bool = True, keep: int | None = None
+) -> ConsoleReporter:
     """Run a job into the new folder `out`; with `checkpoints`, save after every step and resume from the last one.
 
     Checkpoints are removed at the end, unless `keep` says how many stay.
     """
     torch.set_num_threads(1)
-    spec, store, reporter = spec_of(kind, folder), ArtifactStore(folder / "store"), ConsoleReporter(stream=None)
+    spec, store, reporter = spec_of(kind, folder, lora), ArtifactStore(folder / "store"), ConsoleReporter(stream=None)
     kept = Checkpoints(store, f"{CHECKPOINTS}/{out.name}", spec, 0, keep or 2) if checkpoints else None
     with ArtifactStore(out.parent).folder(out.name) as staging:
         RECIPES[spec.kind].train(spec, store, reporter, staging, kept)

@@ -252,7 +252,11 @@ def test_the_command_line_trains_against_a_reward_model(
 
 
 def test_every_kind_of_run_has_its_command_and_every_one_that_trains_its_recipe() -> None:
-    kinds = set(get_args(RunKind)) - {"freeze", "judge"}  # these need the database and run only in the service
+    kinds = set(get_args(RunKind)) - {
+        "freeze",
+        "judge",
+        "revise",
+    }  # these need the database and run only in the service
     assert {command.name for command in cli.app.registered_commands} == kinds | {"fetch-model", "export-reward"}
     assert set(tasks.RECIPES) == kinds - {"sample", "evaluate"}
 
