@@ -128,7 +128,9 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.labelers_overviews = Cache(at_once=10)
     app.state.leaderboards = Cache(at_once=10)
     app.state.available_to_rounds = Cache(worth_keeping=0.05)  # requested on every change of the form of a new round
-    app.state.project_counts = Cache(worth_keeping=0.05)  # requested every few seconds by each open start page
+    # These two are requested every few seconds by each open start page.
+    app.state.newest_looks = Cache(worth_keeping=0.05)
+    app.state.project_counts = Cache(worth_keeping=0.05)
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

@@ -69,6 +69,11 @@ def reviews(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
     return session.execute(found.where(MonitorReview.round_id.in_(round_ids))).all()
 
 
+def reviewed(session: Session, round_id: int) -> set[str]:
+    """The names of the monitors with a review of this round."""
+    return set(session.scalars(select(MonitorReview.monitor).where(MonitorReview.round_id == round_id)))
+
+
 def store_review(session: Session, round_id: int, monitor: str, verdict: str, note: str, reviewer_id: int) -> None:
     """Insert a review, or replace the one that is there."""
     said = {"verdict": verdict, "note": note, "reviewer_id": reviewer_id, "reviewed_at": func.now()}

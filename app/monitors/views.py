@@ -48,15 +48,18 @@ class Watched(NamedTuple):
         return {monitor.name: monitor for monitor in [*found, *(raised.monitor for raised in self.alarms)]}
 
     @property
-    def unreviewed(self) -> list[Monitor]:
-        """The monitors whose look or alarm nobody has reviewed."""
-        return [monitor for name, monitor in self.looks.items() if name not in self.reviews]
-
-    @property
     def not_wanted(self) -> list[Monitor]:
         """The monitors whose look or alarm nobody has called wanted."""
         wanted = {name for name, review in self.reviews.items() if review.verdict == "wanted"}
         return [monitor for name, monitor in self.looks.items() if name not in wanted]
+
+
+class Looks(NamedTuple):
+    """The monitors that ask people to look at the newest round, without database objects: requests share it."""
+
+    round_id: int
+    number: int
+    monitors: list[Monitor]
 
 
 class Example(NamedTuple):
@@ -91,6 +94,22 @@ def rounds(session: Session, project: Project, most: int = MOST_ROUNDS) -> list[
         )
         for round_ in found
     ]
+
+
+def newest_looks(session: Session, project: Project) -> Looks | None:
+    """Return what the monitors ask people to look at in the newest round; None if no round is watched.
+
+    Reads up to ten thousand prompts, so pages that are requested often cache it.
+    """
+    for watched in rounds(session, project, most=1):
+        return Looks(watched.round.id, watched.round.number, [*watched.looks.values()])
+    return None
+
+
+def unreviewed(session: Session, looks: Looks) -> list[Monitor]:
+    """Return the monitors whose look or alarm nobody has reviewed."""
+    reviewed = queries.reviewed(session, looks.round_id)
+    return [monitor for monitor in looks.monitors if monitor.name not in reviewed]
 
 
 def figures_csv(watched: Sequence[Watched]) -> str:

@@ -63,6 +63,7 @@ def tasks(
     counts: Counts,
     waiting: Waiting,
     review: dict[QueueName, int],
+    looks: monitors.Looks | None,
 ) -> list[Task]:
     """What to do next, the most urgent first: for labelers, for admins, for operators."""
     found: list[Task] = []
@@ -70,8 +71,8 @@ def tasks(
         found += _to_label(session, project, user, waiting)
     if "admin" in roles:
         found += _to_review(waiting, review)
-    if overview.last_round is not None and roles & {"admin", "operator"}:
-        found += _to_watch(session, project)
+    if looks is not None:
+        found += _to_watch(session, looks)
     if "operator" in roles:
         found += _to_train(overview, counts)
     if not found and "labeler" in roles and "admin" not in roles and not gate.closed(session, project, user):
@@ -107,13 +108,12 @@ def _to_review(waiting: Waiting, review: dict[QueueName, int]) -> Iterator[Task]
         yield Task(title, "Approved demonstrations can be learned from.", "Start reviewing", "demonstrations/review")
 
 
-def _to_watch(session: Session, project: Project) -> Iterator[Task]:
-    for watched in monitors.rounds(session, project, most=1):
-        if waiting := watched.unreviewed:
-            title = f"{counted(len(waiting), 'monitor')} to review in round {watched.round.number}"
-            text = f"{', '.join(monitor.label for monitor in waiting)}: wanted, or a fault?"
-            path = f"monitors/{waiting[0].name}?round={watched.round.number}#review"
-            yield Task(title, text, "Read the answers", path)
+def _to_watch(session: Session, looks: monitors.Looks) -> Iterator[Task]:
+    if waiting := monitors.unreviewed(session, looks):
+        title = f"{counted(len(waiting), 'monitor')} to review in round {looks.number}"
+        text = f"{', '.join(monitor.label for monitor in waiting)}: wanted, or a fault?"
+        path = f"monitors/{waiting[0].name}?round={looks.number}#review"
+        yield Task(title, text, "Read the answers", path)
 
 
 def _to_train(overview: Overview, counts: Counts) -> Iterator[Task]:

@@ -21,6 +21,7 @@ from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, User
+from app.monitors import views as monitors
 from app.navigation import queries as navigation
 from app.projects import ending, home, labeling_form, queries, service
 from app.projects.forms import DeleteForm, ModelForm, NewProjectForm, SettingsForm
@@ -86,6 +87,7 @@ def overview(request: Request, member: MemberDep, session: SessionDep) -> Respon
     counts = _counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0)
     reviews = review.waiting(session, project) if is_admin else {}
     waits = navigation.waiting(session, project.id, user.id, roles)
+    looks = _looks(request, session, project) if is_staff and found.last_round is not None else None
     return page(
         request,
         template,
@@ -93,7 +95,9 @@ def overview(request: Request, member: MemberDep, session: SessionDep) -> Respon
         overview=found,
         counts=counts,
         own=labelers.done(session, project, user) if "labeler" in roles else None,
-        tasks=[] if project.archived_at else home.tasks(session, project, user, roles, found, counts, waits, reviews),
+        tasks=[]
+        if project.archived_at
+        else home.tasks(session, project, user, roles, found, counts, waits, reviews, looks),
         steps=home.first_steps(found, counts, roles) if is_admin and project.archived_at is None else [],
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
@@ -104,6 +108,12 @@ def _counts(request: Request, session: Session, project: Project, user: User) ->
     cache: Cache[queries.Counts] = request.app.state.project_counts
     since = labelers.changed_at(session, project, user)
     return cache.get(project.id, lambda: queries.counts(session, project.id), since).value
+
+
+def _looks(request: Request, session: Session, project: Project) -> monitors.Looks | None:
+    """As `_counts`; what was reviewed since is read each time."""
+    cache: Cache[monitors.Looks | None] = request.app.state.newest_looks
+    return cache.get(project.id, lambda: monitors.newest_looks(session, project)).value
 
 
 @router.get("/projects/{project_slug}/settings")
