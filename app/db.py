@@ -1,7 +1,7 @@
 """Engine, sessions, and the single place where the web service commits."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -10,7 +10,19 @@ import anyio.to_thread
 import psycopg
 from fastapi import Depends, Request
 from psycopg.abc import AdaptContext, Buffer
-from sqlalchemy import ClauseElement, Engine, create_engine, event, inspect, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ClauseElement,
+    ColumnElement,
+    Engine,
+    any_,
+    create_engine,
+    event,
+    inspect,
+    literal,
+    text,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +31,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.errors import InvalidInput
 
 Statement = TypeVar("Statement", bound=ClauseElement)
+
+
+def among(column: Any, ids: Iterable[int | None]) -> ColumnElement[bool]:
+    """Whether a column's value is one of these ids; they are a single parameter, however many there are."""
+    return column == any_(literal([*ids], ARRAY(BigInteger)))
 
 
 def sqlalchemy_url(url: str) -> str:

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
-    ColumnElement,
     Row,
     and_,
-    any_,
     case,
     exists,
     func,
@@ -22,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from app.access.queries import may_label
+from app.db import among
 from app.documents import LabelingSettings
 from app.labeling.eligibility import is_left_of, left_of, left_of_kept
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
@@ -137,7 +135,7 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
         of_slice = Prompt.id == Comparison.prompt_id, getattr(Prompt, chosen.slice) == chosen.value
         fitting.append(exists().where(*of_slice))
     if chosen.ids is not None:
-        fitting.append(Comparison.id == _one_of(chosen.ids))
+        fitting.append(among(Comparison.id, chosen.ids))
     if not people:
         every = select(Comparison.id).where(*fitting).order_by(*QUEUE_ORDER).limit(chosen.most)
         return Found(_whole(session, session.scalars(every.with_for_update(skip_locked=True, key_share=True)).all()))
@@ -148,7 +146,7 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
     fence = select(Comparison.id, Comparison.priority).where(*fitting, free).order_by(*QUEUE_ORDER).offset(0).subquery()
     wanted = select(fence.c.id).where(is_left_of(people, fence.c.id)).order_by(fence.c.priority.desc(), fence.c.id)
     ids = session.scalars(wanted.limit(chosen.most)).all()
-    locked = select(Comparison.id).where(Comparison.id == _one_of(ids), free, *ASSIGNABLE)
+    locked = select(Comparison.id).where(among(Comparison.id, ids), free, *ASSIGNABLE)
     locked = locked.order_by(*QUEUE_ORDER).with_for_update(skip_locked=True, key_share=True)
     return Found(_whole(session, session.scalars(locked).all()), on_desks)
 
@@ -160,17 +158,13 @@ def _whole(session: Session, ids: Sequence[int]) -> list[int]:
     """
     offered = aliased(Comparison)
     of_rankings = select(offered.id, Comparison.id).join(offered, offered.ranking_id == Comparison.ranking_id)
-    pairs = session.execute(of_rankings.where(offered.id == _one_of(ids), ~Comparison.offered)).all()
+    pairs = session.execute(of_rankings.where(among(offered.id, ids), ~Comparison.offered)).all()
     if not pairs:
         return list(ids)
-    others = select(Comparison.id).where(Comparison.id == _one_of([pair for _, pair in pairs])).order_by(Comparison.id)
+    others = select(Comparison.id).where(among(Comparison.id, [pair for _, pair in pairs])).order_by(Comparison.id)
     locked = set(session.scalars(others.with_for_update(skip_locked=True, key_share=True)))
     torn = {id_ for id_, pair in pairs if pair not in locked}
     return [id_ for id_ in ids if id_ not in torn]
-
-
-def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:
-    return any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 def let_pairs_follow(session: Session, ids: Sequence[int]) -> None:
@@ -178,13 +172,13 @@ def let_pairs_follow(session: Session, ids: Sequence[int]) -> None:
     offered = aliased(Comparison)
     names = ("labeler_id", "group_id", "overlap", "overlap_max", "grown", "priority")
     changed = update(Comparison).where(Comparison.ranking_id == offered.ranking_id, ~Comparison.offered)
-    changed = changed.where(offered.id == _one_of(ids))
+    changed = changed.where(among(offered.id, ids))
     values = {name: getattr(offered, name) for name in names}
     session.execute(changed.values(values), execution_options={"synchronize_session": False})
 
 
 def set_priority(session: Session, ids: Sequence[int], priority: int) -> None:
-    changed = update(Comparison).where(Comparison.id == _one_of(ids))
+    changed = update(Comparison).where(among(Comparison.id, ids))
     session.execute(changed.values(priority=priority), execution_options={"synchronize_session": False})
 
 
@@ -193,7 +187,7 @@ def keep_for_labeler(session: Session, ids: Sequence[int], labeler_id: int) -> N
     done = Comparison.judgment_count
     changed = (
         update(Comparison)
-        .where(Comparison.id == _one_of(ids))
+        .where(among(Comparison.id, ids))
         .values(
             labeler_id=labeler_id,
             group_id=None,
@@ -235,7 +229,7 @@ def keep_for_group(
         most = case(*[(condition, null()) for condition, _ in rules], else_=cap) if rules else cap
     changed = (
         update(Comparison)
-        .where(Comparison.id == _one_of(ids))
+        .where(among(Comparison.id, ids))
         .values(labeler_id=None, group_id=group_id, overlap=overlap, overlap_max=most, grown=0)
     )
     session.execute(changed, execution_options={"synchronize_session": False})

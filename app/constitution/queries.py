@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
-    ColumnElement,
     Select,
-    any_,
     case,
     exists,
     func,
@@ -20,6 +17,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from app.db import among
 from app.domain.slices import MOST_LISTED
 from app.models import (
     Adjudication,
@@ -27,7 +25,6 @@ from app.models import (
     Comparison,
     Completion,
     Demonstration,
-    Judge,
     ModelVersion,
     Project,
     Prompt,
@@ -36,17 +33,6 @@ from app.models import (
     Run,
 )
 from app.models.comparison import WINNER
-
-
-def critic(session: Session, project_id: int, judge_id: int) -> Judge | None:
-    return session.scalars(select(Judge).where(Judge.id == judge_id, Judge.project_id == project_id)).one_or_none()
-
-
-def critics(session: Session, project_id: int) -> list[Judge]:
-    """The project's judges that are switched on, by name."""
-    found = select(Judge).where(Judge.project_id == project_id, Judge.off_at.is_(None))
-    return list(session.scalars(found.order_by(Judge.name)))
-
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
@@ -120,13 +106,9 @@ def answers(session: Session, project_id: int, ids: Sequence[int]) -> dict[int, 
         .join(Prompt, Prompt.id == Completion.prompt_id)
         .outerjoin(Run, Run.id == Completion.run_id)
         .outerjoin(Round, Round.id == Run.round_id)
-        .where(_among(Completion.id, ids), Prompt.project_id == project_id, Prompt.split == "train")
+        .where(among(Completion.id, ids), Prompt.project_id == project_id, Prompt.split == "train")
     )
     return {row[0]: Answer(*row) for row in session.execute(query)}
-
-
-def _among(column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
-    return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 # ---- what a run stored -----------------------------------------------------------------------------------------------
@@ -172,10 +154,6 @@ def runs(session: Session, project_id: int, most: int) -> list[Run]:
 def run_of(session: Session, project_id: int, run_id: int) -> Run | None:
     query = select(Run).where(Run.id == run_id, Run.project_id == project_id, Run.kind == "revise")
     return session.scalars(query).one_or_none()
-
-
-def judge_names(session: Session, ids: Sequence[int]) -> dict[int, str]:
-    return dict(session.execute(select(Judge.id, Judge.name).where(Judge.id.in_(ids))).all())
 
 
 class Totals(NamedTuple):

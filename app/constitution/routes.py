@@ -1,16 +1,17 @@
 """The constitution in the browser: its principles, starting a run, what a run made of each answer, and a download."""
 
-import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app import scratch
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.constitution import queries, service, views
 from app.constitution.forms import LONGEST, MOST, StartForm
-from app.db import SessionDep
+from app.db import SessionDep, unhurried
 from app.errors import NotFound, PrefloopError
 from app.form_fields import TypedDep, not_accepted
 from app.limits import FormRoute
@@ -46,7 +47,7 @@ def start(
         with session.begin_nested():  # nothing of what is refused stays
             run = service.start(session, project, operator, form)
     except ValidationError as error:
-        # What is wrong with the form as a whole is about what a revision becomes.
+        # The form's only rule about several fields is that a revision must become something.
         reasons = {str(each["loc"][0]) if each["loc"] else "becomes": each["msg"] for each in error.errors()}
         return _page(request, session, project, typed, reasons, not_accepted(reasons))
     except PrefloopError as problem:
@@ -81,16 +82,15 @@ def resume(operator: OperatorDep, project: ProjectDep, run: RunDep, session: Ses
     return redirect(_address(project, run))
 
 
-@router.get("/{constitution_id}/revisions.jsonl")
+@router.get("/{constitution_id}/revisions.jsonl", dependencies=[Depends(unhurried)])
 def revisions_file(staff: StaffDep, project: ProjectDep, run: RunDep, session: SessionDep) -> Response:
     """All that the run stored, each line marked as an AI's."""
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in views.export_lines(session, run))
-    name = f"{project.slug}-constitution-{run.id}.jsonl"
-    return Response(
-        "".join(lines).encode(errors="replace"),
-        media_type="application/jsonl",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(views.export_lines(session, run))
+
+    return scratch.download(f"{project.slug}-constitution-{run.id}.jsonl", "application/jsonl", write)
 
 
 def _address(project: Project, run: Run) -> str:

@@ -19,6 +19,7 @@ from app.demonstrations.service import digest
 from app.documents import LabelingSettings
 from app.domain.constitution import PROMPT_VERSION
 from app.errors import Conflict, NotFound
+from app.judges import queries as judges
 from app.labeling.opening import wanted
 from app.models import Comparison, Completion, Judge, Project, Run, User
 from app.queue import enqueue_run
@@ -35,7 +36,7 @@ def start(session: Session, project: Project, operator: User, form: StartForm) -
             answer is left to revise.
     """
     session.refresh(project, with_for_update={"key_share": True})
-    critic = queries.critic(session, project.id, form.judge)
+    critic = judges.by_id(session, project.id, form.judge)
     if critic is None:
         raise NotFound("The project has no such judge.", "Choose one of those that the form lists.")
     if critic.off_at is not None:

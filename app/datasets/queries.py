@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.datasets.checking import Known, Said, Scale, StoredPair
 from app.datasets.records import Labeler, ThumbKey, text_digest
+from app.db import among
 from app.models import (
     Adjudication,
     Comparison,
@@ -128,7 +129,7 @@ def prompts_by_digest(session: Session, project_id: int, digests: Sequence[str])
 
 def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterator[tuple[tuple[int, str, str], int]]:
     """Yield ((prompt id, source, text), id) of these prompts' completions that no model of ours sampled."""
-    wanted = Completion.prompt_id == any_(literal(list(prompt_ids), ARRAY(BigInteger)))
+    wanted = among(Completion.prompt_id, prompt_ids)
     found = select(Completion.prompt_id, Completion.source, Completion.text, Completion.id).where(
         wanted, Completion.model_version_id.is_(None), Completion.run_id.is_(None)
     )
@@ -157,9 +158,7 @@ def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]])
 
 def overlaps(session: Session, ids: Sequence[int]) -> dict[int, int]:
     """Return the overlap of these comparisons, by id."""
-    found = select(Comparison.id, Comparison.overlap).where(
-        Comparison.id == any_(literal(list(ids), ARRAY(BigInteger)))
-    )
+    found = select(Comparison.id, Comparison.overlap).where(among(Comparison.id, ids))
     return dict(session.execute(found).all())
 
 

@@ -7,13 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     ColumnElement,
     LargeBinary,
     SmallInteger,
     and_,
-    any_,
     cast,
     exists,
     func,
@@ -22,6 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from app.db import among
 from app.domain.agreement_table import NOT_SAID, Judgments, Tags
 from app.models import AgreementTally, Comparison, Judgment, Prompt, Ranking, Round, Rubric, User
 
@@ -167,7 +165,7 @@ def scales(session: Session, project_id: int) -> Scales:
 
 def labelers(session: Session, ids: Collection[int]) -> dict[int, tuple[str, str]]:
     """Return (name, kind) by labeler id."""
-    wanted = User.id == any_(literal(list(ids), ARRAY(BigInteger)))
+    wanted = among(User.id, ids)
     return {
         id_: (name, kind) for id_, name, kind in session.execute(select(User.id, User.name, User.kind).where(wanted))
     }

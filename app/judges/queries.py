@@ -6,14 +6,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     Select,
-    any_,
     case,
     exists,
     func,
-    literal,
     or_,
     select,
     update,
@@ -23,6 +19,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, aliased
 
 from app.access.gate_queries import newest_published
+from app.db import among
 from app.domain.alternative_annotator import Said
 from app.domain.judges import Card, RubricText
 from app.models import (
@@ -46,10 +43,6 @@ STANDS = (~JudgeJudgment.is_anchor, JudgeJudgment.verdict.is_not(None))
 
 
 AT_ONCE = 1000  # rows of a download in memory
-
-
-def among(column: Any, ids: Collection[int]) -> Any:
-    return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 # ---- judges ----------------------------------------------------------------------------------------------------------

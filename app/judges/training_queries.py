@@ -19,7 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from app.judges.queries import STANDS, among, newest_admissions, unjudged
+from app.db import among
+from app.judges.queries import STANDS, newest_admissions, unjudged
 from app.models import Comparison, Judge, JudgeJudgment, Prompt, SnapshotJudgeJudgment
 
 

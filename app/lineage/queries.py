@@ -4,9 +4,10 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, any_, func, literal, or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from app.db import among
 from app.models import Comparison, Judgment, ModelVersion, Round, Run, Snapshot, User
 from app.rounds.model_queries import adoptions, had_policies, line_of
 from app.rounds.snapshot_queries import PURPOSES
@@ -38,11 +39,11 @@ class Version(NamedTuple):
 PAGE = 100  # models of a page of the list
 
 
-def versions(session: Session, project_id: int, before: int | None, among: Collection[int] | None) -> list[Version]:
+def versions(session: Session, project_id: int, before: int | None, only: Collection[int] | None) -> list[Version]:
     """The newest `PAGE` models of a project, reward models too, and one more, if there is one.
 
     Args:
-        before: models with a smaller id. among: only these.
+        before: models with a smaller id. only: no others.
     """
     parent = aliased(ModelVersion)
     found = (
@@ -56,8 +57,8 @@ def versions(session: Session, project_id: int, before: int | None, among: Colle
     )
     if before is not None:
         found = found.where(ModelVersion.id < before)
-    if among is not None:
-        found = found.where(ModelVersion.id == any_(literal(list(among), ARRAY(BigInteger))))
+    if only is not None:
+        found = found.where(among(ModelVersion.id, only))
     return [Version(*row) for row in session.execute(found)]
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
+from app.db import among
 from app.models import AuditEvent, Comparison, Completion, Judgment, Prompt, Rubric, User
 from app.models.comparison import (
     IN_CONFLICT,
@@ -145,7 +146,7 @@ def page(session: Session, project_id: int, wanted: Wanted, after: Place | None,
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
-        .where(Comparison.id == any_(literal(ids, ARRAY(BigInteger))))
+        .where(among(Comparison.id, ids))
     )
     rows = {row[0].id: row for row in session.execute(found)}
     answers = _answers(session, ids)
@@ -162,7 +163,7 @@ def _answers(session: Session, ids: list[int]) -> dict[int, list[Answer]]:
     found = (
         select(Judgment.comparison_id, Judgment.preference, Judgment.both_bad, Judgment.flags, User.name, User.kind)
         .join(User, User.id == Judgment.labeler_id)
-        .where(Judgment.comparison_id == any_(literal(ids, ARRAY(BigInteger))), Judgment.superseded_at.is_(None))
+        .where(among(Judgment.comparison_id, ids), Judgment.superseded_at.is_(None))
         .order_by(Judgment.id)
     )
     answers: dict[int, list[Answer]] = defaultdict(list)

@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
-    any_,
     case,
     cast,
     exists,
@@ -28,6 +27,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.columns import read_columns
+from app.db import among
 from app.domain.replay import Candidates
 from app.models import (
     Adjudication,
@@ -70,10 +70,6 @@ def moment(session: Session) -> datetime:
 
 def _stream(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Any]:
     return iter(session.execute(query.execution_options(yield_per=AT_ONCE)))
-
-
-def _among(column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
-    return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
@@ -152,7 +148,7 @@ def comparisons(session: Session, project_id: int, ids: Sequence[int]) -> Iterat
             func.avg(cast(Judgment.both_bad, Integer)).label("both_bad"),
             func.jsonb_agg(Judgment.aspects).filter(Judgment.aspects != {}).label("aspects"),
         )
-        .where(_among(Judgment.comparison_id, ids), *_SAYS)
+        .where(among(Judgment.comparison_id, ids), *_SAYS)
         .group_by(Judgment.comparison_id)
         .subquery()
     )
@@ -189,7 +185,7 @@ def comparisons(session: Session, project_id: int, ids: Sequence[int]) -> Iterat
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
         .outerjoin(live, live.c.comparison_id == Comparison.id)
-        .where(Comparison.project_id == project_id, _among(Comparison.id, ids))
+        .where(Comparison.project_id == project_id, among(Comparison.id, ids))
         .order_by(Comparison.id)
     )
     return _stream(session, query)
@@ -237,7 +233,7 @@ def demonstrations(session: Session, project_id: int, ids: Sequence[int]) -> Ite
     """Stream these approved demonstrations by id, with the prompt's messages and tags."""
     columns = (Demonstration.text, Demonstration.ai_revised, Prompt.messages)
     tags = (Prompt.domain, Prompt.difficulty, Prompt.safety_category)
-    return _stream(session, _approved(project_id, *columns, *tags).where(_among(Demonstration.id, ids)))
+    return _stream(session, _approved(project_id, *columns, *tags).where(among(Demonstration.id, ids)))
 
 
 def _given(project_id: int) -> Select[*tuple[Any, ...]]:
@@ -311,11 +307,11 @@ def any_withdrawn(session: Session, kind: str, ids: Sequence[int]) -> bool:
     A thumb that its labeler has changed since is not withdrawn.
     """
     of_kind: dict[str, Select[int]] = {
-        "comparisons": select(Comparison.id).where(_among(Comparison.id, ids), Comparison.state == "withdrawn"),
+        "comparisons": select(Comparison.id).where(among(Comparison.id, ids), Comparison.state == "withdrawn"),
         "demonstrations": select(Demonstration.id).where(
-            _among(Demonstration.id, ids), Demonstration.state == "withdrawn"
+            among(Demonstration.id, ids), Demonstration.state == "withdrawn"
         ),
-        "thumbs": select(Thumb.id).where(_among(Thumb.id, ids), Thumb.superseded_for == "removed"),
+        "thumbs": select(Thumb.id).where(among(Thumb.id, ids), Thumb.superseded_for == "removed"),
     }
     return session.scalar(of_kind[kind].limit(1)) is not None
 
