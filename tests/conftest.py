@@ -254,7 +254,7 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # A sixth of the time that a page takes to open: the browser's own extensions, and pages of its window.
+    # The browser's own extensions, and the pages of its window, take a sixth of the time in which a page opens.
     "--disable-extensions",
     "--disable-component-extensions-with-background-pages",
     "--disable-features=PreloadTopChromeWebUI,PreloadTopChromeWebUILessNavigations,InitialWebUI,WebUIReloadButton",

@@ -112,7 +112,12 @@ class Chosen(NamedTuple):
 
 
 class Found(NamedTuple):
-    """ids: in queue order, locked, with all pairs of their rankings. on_desks: how many more match, but on desks."""
+    """Locked comparisons to assign.
+
+    Attributes:
+        ids: in queue order; the other pairs of their rankings are locked too.
+        on_desks: how many more comparisons match but are on somebody's desk.
+    """
 
     ids: list[int]
     on_desks: int = 0
@@ -152,9 +157,9 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
 
 
 def _whole(session: Session, ids: Sequence[int]) -> list[int]:
-    """Lock the other pairs of the rankings among these; leave out rankings of which somebody is changing a pair.
+    """Lock the other pairs of the rankings among these. Leave out a ranking if somebody is changing one of its pairs.
 
-    Waiting for that pair would be a deadlock if they next want another comparison that is locked here.
+    Waiting for that pair would be a deadlock if the other person next needs a comparison that is locked here.
     """
     offered = aliased(Comparison)
     of_rankings = select(offered.id, Comparison.id).join(offered, offered.ranking_id == Comparison.ranking_id)

@@ -1,4 +1,4 @@
-"""What the form that starts a constitution run sends."""
+"""The form that starts a constitution run."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ LONGEST = 100_000  # characters of a revision
 
 
 class StartForm(BaseModel):
-    """domain: empty, any. seed: empty, one drawn by chance. longest: characters of a revision, at most."""
+    """An empty `domain` is any domain; an empty `seed` is drawn at random. `longest` limits a revision's characters."""
 
     judge: int = Field(ge=1, lt=2**63)
     count: int = Field(100, ge=1, le=MOST)

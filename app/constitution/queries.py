@@ -38,9 +38,11 @@ from app.models.comparison import WINNER
 
 
 def _originals(project: Project, judge_id: int | None, rubric_id: int, domain: str) -> Select[int, int]:
-    """The current policy's newest answer to each train prompt, unless this critic has revised it under the version.
+    """The current policy's newest answer to each train prompt, without those that this critic has revised under the
+    rubric version. Failed answers are included again.
 
-    An answer that failed is taken again. judge_id: none for all answers, whoever revised them.
+    Args:
+        judge_id: None for all answers, also revised ones.
     """
     newest = (
         select(Completion.id, Completion.prompt_id)
@@ -100,7 +102,7 @@ class Answer(NamedTuple):
 
 
 def answers(session: Session, project_id: int, ids: Sequence[int]) -> dict[int, Answer]:
-    """By id; without those whose prompt is no train prompt any more."""
+    """Return answers by id, without those whose prompt is no longer a train prompt."""
     query = (
         select(Completion.id, Completion.text, Prompt, func.coalesce(Round.number, 0))
         .join(Prompt, Prompt.id == Completion.prompt_id)
@@ -119,19 +121,19 @@ def principles(session: Session, rubric_id: int) -> list[str]:
 
 
 def stored(session: Session, run_id: int) -> set[int]:
-    """Answers of the run that have their outcome."""
+    """Return the ids of the run's answers that have an outcome."""
     return set(session.scalars(select(AIRevision.completion_id).where(AIRevision.run_id == run_id)))
 
 
 def add(session: Session, values: dict[str, Any]) -> int | None:
-    """Store an outcome; None if the run has one of this answer already."""
+    """Store an outcome and return its id; None if the run already has an outcome for this answer."""
     statement = upsert(AIRevision).values(**values)
     statement = statement.on_conflict_do_nothing(index_elements=["run_id", "completion_id"])
     return session.scalar(statement.returning(AIRevision.id))
 
 
 def add_demonstration(session: Session, values: dict[str, Any]) -> int | None:
-    """Add a demonstration; None if the prompt has one of exactly this text."""
+    """Add a demonstration and return its id; None if the prompt already has one with exactly this text."""
     statement = upsert(Demonstration).values(**values)
     statement = statement.on_conflict_do_nothing(index_elements=["prompt_id", "digest"])
     return session.scalar(statement.returning(Demonstration.id))
@@ -157,8 +159,14 @@ def run_of(session: Session, project_id: int, run_id: int) -> Run | None:
 
 
 class Totals(NamedTuple):
-    """What became of a run's answers. judged: revisions that labelers have decided against the original, and won: for
-    the revision. approved: demonstrations. cost: none without prices. seconds: of an answer, mean."""
+    """Counts of a run's answers.
+
+    Attributes:
+        judged: comparisons with a revision that labelers have decided; in `won` of them they prefer the revision.
+        approved: demonstrations that a reviewer has approved.
+        cost: None without prices.
+        seconds: mean time per answer.
+    """
 
     revised: int
     unchanged: int
@@ -224,7 +232,7 @@ class Shown(NamedTuple):
 
 
 def revisions(session: Session, run_id: int, after: int, most: int) -> list[Shown]:
-    """At most `most` of a run, in order, those after the one with this id."""
+    """Return at most `most` of a run's revisions with an id above `after`, in order."""
     query = (
         select(AIRevision, Prompt, Completion.text, ModelVersion.name, Rubric.version)
         .join(Completion, Completion.id == AIRevision.completion_id)

@@ -1,7 +1,7 @@
-"""Constitution runs: an AI critic criticises and revises the policy's answers, and people decide what comes of it.
+"""Constitution runs: an AI critic criticises and revises the policy's answers, and people decide about the revisions.
 
 A revision becomes a response in a blind comparison with its original, a demonstration that waits for review, or both.
-Nothing of it is approved by itself, and everything is marked (`ai_revised`). Each function works in the caller's
+No revision is approved without a person, and each is marked (`ai_revised`). Each function works in the caller's
 transaction and never commits.
 """
 
@@ -94,10 +94,10 @@ def resume(session: Session, run: Run, operator: User) -> None:
 
 
 def keep(session: Session, run: Run, spec: ReviseSpec, critic: Judge, answer: Answer, values: dict[str, Any]) -> None:
-    """Store what became of an answer, and open what a revision becomes. Twice changes nothing.
+    """Store the outcome of an answer, and open a comparison or demonstration for its revision, once.
 
     Args:
-        values: of the row's columns, from `principle` on.
+        values: values of the columns of `AIRevision`, from `principle` on.
     """
     about = {"run_id": run.id, "judge_id": critic.id, "rubric_id": spec.rubric, "completion_id": answer.id}
     revision_id = queries.add(session, about | values)
@@ -145,7 +145,7 @@ def keep(session: Session, run: Run, spec: ReviseSpec, critic: Judge, answer: An
 
 
 def _compare(session: Session, run: Run, spec: ReviseSpec, answer: Answer, revised_id: int) -> None:
-    """Open the original against the revision, like any comparison of two samples. Sides are shuffled when shown."""
+    """Open a comparison of the original with the revision, like one of two samples. The desk shuffles the sides."""
     project = session.get_one(Project, run.project_id)
     settings = LabelingSettings.model_validate(project.labeling)
     asked = wanted(project, settings, answer.prompt, "train", pair=f"{answer.prompt.id}-{(answer.id, revised_id)}")
@@ -167,5 +167,5 @@ def _compare(session: Session, run: Run, spec: ReviseSpec, answer: Answer, revis
 
 
 def cancel(session: Session, run: Run, operator: User) -> None:
-    """End a run; what it has stored stays."""
+    """End a run. Its stored outcomes stay."""
     rounds.cancel_run(session, run, operator)

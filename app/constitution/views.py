@@ -21,7 +21,7 @@ ACTIVE = ("queued", "running")
 
 
 class Row(NamedTuple):
-    """A run in the list. totals: none before its first outcome."""
+    """A run in the list; `totals` is None before its first outcome."""
 
     run: Run
     critic: str
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """The constitution and its runs. answered: train prompts that the current policy has answered."""
+    """The constitution and its runs. `answered` counts the train prompts that the current policy has answered."""
 
     rubric: Rubric | None
     critics: list[Judge]
@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
 
 class RunPage(NamedTuple):
-    """following: the `after` of the next page; none at the end."""
+    """A page of a run's revisions. `following` is the next page's `after`; None on the last page."""
 
     row: Row
     cases: list[Case]

@@ -134,7 +134,7 @@ WIDTH = 3.0  # standard deviations of the moving average until it alarms
 class Figures(NamedTuple):
     """What the anchors say in one run: shares of `items`.
 
-    agreement: with what people said, on the anchors of which they say something; None where they say nothing.
+    agreement: with people, on the anchors that people have judged; None if they have judged none.
     flips: the two orders contradict each other. position: of the sides chosen, how many stood first; one half is no
     bias. None where no side was chosen.
     """

@@ -1,4 +1,4 @@
-"""SQL of which comparisons a judge has not judged yet."""
+"""SQL that chooses the comparisons that a judge has not judged yet."""
 
 from sqlalchemy import Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
@@ -10,9 +10,9 @@ from app.models import Comparison, Judge, JudgeJudgment, Judgment, Prompt, User
 def _to_judge(judge: Judge, rubric_id: int, what: str) -> Select[int]:
     """Ids of comparisons that the judge has not judged by this version.
 
-    - shared: that at least one person judged by it, calibration items included.
-    - evaluation: that measure the newest round whose policy was compared.
-    - open: train comparisons without a judgment of anybody.
+    - shared: comparisons that at least one person has judged by this version, including calibration items.
+    - evaluation: comparisons that measure the newest round whose policy was compared.
+    - open: train comparisons that nobody has judged.
     """
     own = exists().where(
         JudgeJudgment.judge_id == judge.id,
@@ -30,7 +30,7 @@ def _to_judge(judge: Judge, rubric_id: int, what: str) -> Select[int]:
             User.id == Judgment.labeler_id,
             *OF_PEOPLE,
         )
-        # A fence: what the judge has judged is left out first, or people's judgments are looked up for all of it.
+        # OFFSET 0 makes PostgreSQL leave out what the judge has judged before it looks for people's judgments.
         among = query.where(Comparison.purpose.in_(("train", "heldout", "calibration"))).offset(0).subquery()
         known = and_(Comparison.gold.is_not(None), Comparison.rubric_id == rubric_id)
         return select(Comparison.id).join(among, among.c.id == Comparison.id).where(or_(by_people, known))
@@ -45,9 +45,9 @@ def _to_judge(judge: Judge, rubric_id: int, what: str) -> Select[int]:
 
 
 def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: int) -> list[int]:
-    """Comparisons that the judge has not judged by this version, up to `most`: see `_to_judge`.
+    """Return at most `most` ids of comparisons that the judge has not judged by this version: see `_to_judge`.
 
-    Of shared ones those of the most people come first, then the newest. Of open ones the newest come first.
+    Shared comparisons come in the order of how many people have judged them, open comparisons newest first.
     """
     query = _to_judge(judge, rubric_id, what)
     if what == "shared":
@@ -66,6 +66,6 @@ def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: in
 
 
 def left_to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: int) -> int:
-    """How many `to_judge` finds."""
+    """Count what `to_judge` returns."""
     found = _to_judge(judge, rubric_id, what).limit(most).subquery()
     return session.scalar(select(func.count()).select_from(found)) or 0

@@ -1,4 +1,4 @@
-"""What the forms of judges send."""
+"""The forms of judges."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ def _variable(name: str | None) -> str | None:
 
 
 class SettingsForm(BaseModel):
-    """What can change without the judge becoming another one. An empty key leaves the stored one."""
+    """Settings that can change while the judge stays the same judge. An empty key keeps the stored one."""
 
     key_variable: Annotated[Annotated[str, Field(max_length=100)] | None, EmptyIsNone, AfterValidator(_variable)] = None
     key: CleanLine = Field("", max_length=4000)

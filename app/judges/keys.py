@@ -29,7 +29,7 @@ def seal(secret: bytes, key: str) -> str:
 
 
 def is_sendable(key: str) -> bool:
-    """Whether it fits a header. One that does not would stand in the error of whoever tries to send it."""
+    """Return whether a key fits a header. Otherwise the error of sending it would quote the key."""
     return all(32 < ord(each) < 127 for each in key)
 
 
@@ -37,8 +37,8 @@ def key_of(secret: bytes, judge: Judge, hosts: Collection[str]) -> str:
     """The judge's key; empty if it has none.
 
     Args:
-        hosts: where whoever runs the service allows judges. A key of the environment is sent to no other host: whoever
-            names its variable on a page also names the address.
+        hosts: hosts that the service allows for judges. A key from the environment is sent to no other host, because
+            the operator who names its variable also names the address.
 
     Raises:
         Unavailable: the variable is not set or holds no key, no host is allowed to get it, or the stored key was sealed

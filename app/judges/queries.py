@@ -81,7 +81,7 @@ def run_of(session: Session, project_id: int, run_id: int) -> Run | None:
 
 
 class Spent(NamedTuple):
-    """What a judge's answers came to. cost: none where no price was set. failed: answers that could not be read."""
+    """Totals of a judge's answers. `cost` is None without prices; `failed` counts answers that could not be read."""
 
     judged: int
     failed: int
@@ -193,7 +193,7 @@ def verdicts(session: Session, judge_id: int, rubric_id: int, served: str = "") 
 
 
 def people_on(session: Session, rubric_id: int, ids: Collection[int]) -> list[Said]:
-    """What people said under a rubric version of these comparisons. Those that measure policies are left out."""
+    """People's judgments of these comparisons under a rubric version, without comparisons that measure policies."""
     query = (
         select(Judgment.comparison_id, Judgment.labeler_id, func.sign(Judgment.preference))
         .join(User, User.id == Judgment.labeler_id)
@@ -206,10 +206,10 @@ def people_on(session: Session, rubric_id: int, ids: Collection[int]) -> list[Sa
 
 
 def agreement_since(session: Session, judge_id: int, rubric_id: int, since: datetime) -> tuple[float | None, int]:
-    """How far people agree with what a judge said since a moment: `app.domain.judges.agreement`, in the database.
+    """Compute `app.domain.judges.agreement` in the database, for a judge's verdicts since a moment.
 
     Returns:
-        the mean over comparisons of the share of people whose side is the judge's, and the number of comparisons. A
+        the mean over comparisons of the share of people who agree with the judge, and the number of comparisons. A
         known answer counts instead of people. Comparisons that measure policies are left out.
     """
     agrees = case((func.sign(Judgment.preference) == JudgeJudgment.verdict, 1.0), else_=0.0)
@@ -290,7 +290,7 @@ def anchor_rows(session: Session, judge_id: int, since: datetime, anchors: Colle
 
 
 def orders(session: Session, judge_id: int, rubric_id: int, ids: Collection[int]) -> dict[int, tuple[int, int]]:
-    """What the judge said of these comparisons in either order, by comparison."""
+    """The judge's verdicts on these comparisons in both orders, by comparison."""
     query = select(JudgeJudgment.comparison_id, JudgeJudgment.first, JudgeJudgment.second).where(
         JudgeJudgment.judge_id == judge_id,
         JudgeJudgment.rubric_id == rubric_id,
@@ -301,7 +301,7 @@ def orders(session: Session, judge_id: int, rubric_id: int, ids: Collection[int]
 
 
 def served_in(session: Session, run_id: int) -> list[str]:
-    """What the endpoint called its model in a run: usually one name."""
+    """The endpoint's names for its model in a run, usually one."""
     query = select(JudgeJudgment.served_model).where(JudgeJudgment.run_id == run_id, JudgeJudgment.served_model != "")
     return sorted(set(session.scalars(query)))
 
@@ -315,7 +315,7 @@ def recent(session: Session, judge_id: int, most: int, *, failed: bool = False) 
 def unjudged() -> tuple[Any, ...]:
     """A train comparison that no person has judged, on a train prompt.
 
-    Without those of AI revisions: a judge may have written them, and people decide on them.
+    Comparisons with an AI revision are left out, because a judge may have written it and people decide about it.
     """
     sides = Completion.id.in_((Comparison.completion_a_id, Comparison.completion_b_id))
     return (
@@ -384,8 +384,8 @@ def export_rows(session: Session, judge: Judge) -> Iterator[Any]:
 
 
 def set_tested(session: Session, judge_id: int, error: str | None, served: str | None) -> None:
-    """served: what the endpoint called its model; None if it did not answer, which leaves the last name. Without a name
-    an admission would count what any model said."""
+    """Store a test's result. `served` is the endpoint's name for its model; None if it did not answer, and then the
+    last name stays, because without a name an admission would count every model's verdicts."""
     values: dict[str, Any] = {"tested_at": func.now(), "test_error": error}
     if served is not None:
         values["served_model"] = served

@@ -331,7 +331,7 @@ def _why_paused(session: Session, judge: Judge, admission: JudgeAdmission) -> st
 
 
 def after_run(session: Session, run: Run) -> None:
-    """What follows from a run of a judge that has ended, in its transaction."""
+    """Update the judge after a run has ended, in the run's transaction."""
     look(session, run.project_id)
 
 

@@ -37,7 +37,10 @@ def _admitted(project_id: int) -> Subquery:
 
 
 def _by_admitted(session: Session, project_id: int) -> ColumnElement[bool]:
-    """Judgments by these judges under that version. Read first: PostgreSQL misjudges by far how many a join finds."""
+    """Condition on judgments: an admitted judge gave them.
+
+    The judges are read first, because PostgreSQL badly misjudges how many rows a join with them finds.
+    """
     found: list[ColumnElement[bool]] = [false()]
     for judge, rubric, served in session.execute(select(_admitted(project_id))):
         own = and_(JudgeJudgment.judge_id == judge, JudgeJudgment.rubric_id == rubric, *STANDS)

@@ -166,7 +166,7 @@ def judge_page(session: Session, project: Project, judge: Judge) -> JudgePage:
 
 
 def export_lines(session: Session, judge: Judge) -> Iterator[str]:
-    """What a judge said, a line of JSON a comparison, marked as an AI's."""
+    """Yield a judge's verdicts, one line of JSON for each comparison, marked as an AI's."""
     for row, messages, a, b, version in queries.export_rows(session, judge):
         said = {
             "source": "ai",

@@ -111,7 +111,7 @@ class Named(BaseModel):
 
 
 class AIRevised(BaseModel):
-    """What of it is about texts that AI critics wrote."""
+    """How much of it contains texts by AI critics."""
 
     comparisons: Annotated[int, Field(ge=0)] = 0
     demonstrations: Annotated[int, Field(ge=0)] = 0

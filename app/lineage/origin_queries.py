@@ -41,9 +41,9 @@ class Count(NamedTuple):
 
 
 class AIRevised(NamedTuple):
-    """What a round read that an AI critic wrote: comparisons with a revision, demonstrations, and thumbs on revisions.
+    """Texts by AI critics that a round read: in comparisons, in demonstrations, and in responses with thumbs.
 
-    critics: revisions by judge, where the project still knows who made them; an import of a full export does not.
+    `critics` counts revisions by judge. After an import of a full export the judges are unknown.
     """
 
     comparisons: int
@@ -61,7 +61,7 @@ class LearnedFrom(NamedTuple):
     version.
 
     judges: AI judges whose comparisons the round read beside people's; a comparison of several judges counts for each.
-    ai_revised: how much of all that is about texts that an AI critic wrote.
+    ai_revised: how much of this contains texts by AI critics.
     """
 
     judgments: int

@@ -43,7 +43,8 @@ def versions(session: Session, project_id: int, before: int | None, only: Collec
     """The newest `PAGE` models of a project, reward models too, and one more, if there is one.
 
     Args:
-        before: models with a smaller id. only: no others.
+        before: only models with a smaller id.
+        only: only models with these ids.
     """
     parent = aliased(ModelVersion)
     found = (

@@ -11,9 +11,9 @@ OUTCOMES = ("revised", "unchanged", "failed")
 class AIRevision(Base):
     """One answer, the principle drawn for it, the critique and the revision.
 
-    unchanged: the critic repeated the answer. failed: `error` says why there is no revision. `revised_id` is the
-    revision as a response that labelers compare with the original; `demonstration_id` as a demonstration that waits for
-    review. What comes of a revision is marked there too (`ai_revised`).
+    The outcome `unchanged` means that the critic repeated the answer; with `failed`, `error` says why there is no
+    revision. `revised_id` is the response that labelers compare with the original, `demonstration_id` the demonstration
+    that waits for review. Both are marked (`ai_revised`).
     """
 
     __tablename__ = "ai_revision"

@@ -1,4 +1,4 @@
-"""What people say of answers that a monitor asked them to look at."""
+"""People's verdicts on what a monitor found."""
 
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
@@ -9,9 +9,9 @@ MONITOR_VERDICTS = ("wanted", "fault")
 
 
 class MonitorReview(Base):
-    """A person's review of a monitor that asked for a look at a round; a later review of the same replaces it.
+    """A person's verdict on a monitor's look or alarm in a round. A later review replaces an earlier one.
 
-    The verdict `wanted` says that people prefer what the monitor found; `fault`, that the policy exploits its reward.
+    `wanted` means that people prefer what the monitor found, `fault` that the policy exploits its reward.
     """
 
     __tablename__ = "monitor_review"

@@ -1,4 +1,4 @@
-"""What the form of a monitor's review sends."""
+"""The form of a monitor's review."""
 
 from typing import Literal
 

@@ -14,7 +14,7 @@ from app.monitors.forms import ReviewForm
 def review(
     session: Session, round_: Round, monitor: str, looks: Collection[str], reviewer: User, form: ReviewForm
 ) -> None:
-    """Record what a person says of a monitor's look or alarm, in place of what was said of it before.
+    """Store a person's verdict on a monitor's look or alarm, instead of an earlier verdict.
 
     Args:
         looks: names of the monitors that ask for a look at the round.

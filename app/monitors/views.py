@@ -20,7 +20,7 @@ WORST = 5
 
 
 class Review(NamedTuple):
-    """What a person said of a monitor's look or alarm."""
+    """A person's verdict on a monitor's look or alarm."""
 
     verdict: str
     note: str
@@ -33,7 +33,7 @@ class Watched(NamedTuple):
 
     Attributes:
         alarms: those of its run.
-        reviews: what people said of a monitor's look or alarm.
+        reviews: people's verdicts, by the monitor's name.
     """
 
     round: Round
@@ -49,7 +49,7 @@ class Watched(NamedTuple):
 
     @property
     def not_wanted(self) -> list[Monitor]:
-        """The monitors whose look or alarm nobody has called wanted."""
+        """The monitors with a look or alarm that nobody has called wanted."""
         wanted = {name for name, review in self.reviews.items() if review.verdict == "wanted"}
         return [monitor for name, monitor in self.looks.items() if name not in wanted]
 

@@ -156,7 +156,7 @@ def of_rounds(session: Session, rounds: Sequence[Round], *, slices: bool = True)
     """These rounds. Costs some milliseconds for each that people have judged: pages ask for `SHOWN` at most.
 
     Args:
-        slices: also by slice, which takes most of the time.
+        slices: whether to include slices, which take most of the time.
     """
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)  # by round and slice

@@ -24,7 +24,7 @@ class GateForm(BaseModel):
 
 
 class DemandForm(BaseModel):
-    """A policy, and one suite; without one all of them."""
+    """A policy, and the suite that it takes; all suites if none is given."""
 
     model: int = Field(ge=1, lt=2**63)
     suite: Number = None

@@ -138,7 +138,7 @@ def slices_of(session: Session, run_id: int, suite_id: int) -> list[Measured]:
 
 
 class OnDemand(NamedTuple):
-    """What a policy made of a version outside rounds, over all cases. `score` has the policy on both sides."""
+    """A policy's result on a version outside rounds, over all cases. In `score`, both sides are this policy."""
 
     run: Run
     model: ModelVersion
@@ -158,7 +158,7 @@ def demand_run(session: Session, project_id: int, run_id: int) -> Run | None:
 
 
 def on_demand(session: Session, suite_id: int, most: int) -> list[OnDemand]:
-    """What policies made of a suite outside rounds, newest first."""
+    """Return policies' results on a suite outside rounds, newest first."""
     counts = (SuiteResult.cases, SuiteResult.passed, SuiteResult.before, SuiteResult.gained, SuiteResult.lost)
     query = (
         select(Run, ModelVersion, SuiteVersion, *counts)

@@ -231,7 +231,7 @@ def to_run(session: Session, project_id: int, only: Sequence[int] = ()) -> tuple
 
 
 def under_way(session: Session, project_id: int) -> list[Run]:
-    """Runs outside rounds in which a policy takes suites, and that have not ended."""
+    """Return the unfinished runs in which a policy takes suites outside rounds."""
     return [run for run in queries.demand_runs(session, project_id, 100) if run.state in ("queued", "running")]
 
 

@@ -69,7 +69,7 @@ def overview(session: Session, project: Project) -> Overview:
 
 
 class Demand(NamedTuple):
-    """Runs outside rounds: the policies that can take suites, and the newest run that has not succeeded."""
+    """Suites outside rounds: the policies that can take them, and the newest run, unless it has succeeded."""
 
     policies: list[ModelVersion]
     run: Run | None
@@ -118,7 +118,7 @@ class SuitePage(NamedTuple):
         trained_on: how many conversations of the newest version are train prompts of the project.
         reach: how far the interval of a version of this size reaches if nothing changed.
         problem: why the cases of a version cannot be read.
-        on_demand: what policies made of it outside rounds, newest first.
+        on_demand: policies' results outside rounds, newest first.
     """
 
     suite: Suite

@@ -40,7 +40,7 @@ def failed(session: Session, email: str) -> DBAPIError:
 
 
 def test_an_error_of_the_database_quotes_no_values(session: Session) -> None:
-    """Neither the statement's parameters nor the row that PostgreSQL quotes are in it."""
+    """The error contains neither the statement's parameters nor the row that PostgreSQL quotes."""
     error = failed(session, "ada@example.org")
     told = "".join(traceback.format_exception(error))
     assert "kind_known" in told  # it says what was wrong

@@ -177,7 +177,7 @@ def test_bfloat16_keeps_what_a_small_adapter_changes(tmp_path: Path) -> None:
     exact, change = (logps(policy, dtype) - logps(base, dtype) for dtype in (torch.float32, torch.bfloat16))
     # Rounded activations add noise to each token. The least-squares slope over 1280 tokens shows how much remains.
     assert (change @ exact / (exact @ exact)).item() == pytest.approx(1, abs=0.1)
-    # Such a model still shares prompts, and sampling uses the fast methods.
+    # The frozen model still shares prompts between answers, and sampling still refills rows.
     frozen = load_causal_lm(policy, dtype=torch.bfloat16)
     assert can_share(trunk_of(frozen))
     assert best_ways(frozen).refill

@@ -1,4 +1,4 @@
-"""Asking an endpoint about many things at once, and keeping each answer as it comes."""
+"""Ask an endpoint many questions at once, and store each answer when it arrives."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -8,7 +8,7 @@ from app.errors import PrefloopError, Unavailable
 from trainer.service.judge_endpoint import Endpoint, Halted
 from trainer.service.recording import RunRecorder
 
-# So many answers in a row, from the run's first on, that cannot be read: the others could not be either.
+# If this many first answers of a run are all unreadable, the run fails: later answers would be unreadable too.
 HOPELESS = 10
 
 Task = TypeVar("Task")
@@ -26,15 +26,15 @@ def ask_all(
     before: int,
     words: str,
 ) -> int:
-    """Ask about all tasks, several at once; return how many answers could not be read.
+    """Ask about all tasks, several at once, and return how many answers could not be read.
 
     Args:
         keep: stores an answer; returns why it could not be read, or None.
-        before: tasks that an earlier attempt has done.
-        words: what has been done, for the run's progress.
+        before: number of tasks that an earlier attempt has finished.
+        words: what the run's progress counts, for example "comparisons judged".
 
     Raises:
-        Unavailable: the endpoint is away, or the first answers could not be read. What arrived is kept.
+        Unavailable: the endpoint is away, or the first answers could not be read. Stored answers stay.
     """
     waiting, under_way = list(tasks[::-1]), dict[Future[Answer], Task]()
     answered = failed = 0
@@ -53,7 +53,7 @@ def ask_all(
                 try:
                     answer = future.result()
                 except (PrefloopError, Halted) as error:
-                    problem = error  # after what has arrived with it is stored
+                    problem = error  # raised below, after the other finished answers are stored
                     continue
                 error_ = keep(task, answer)
                 answered, failed = answered + 1, failed + (error_ is not None)

@@ -47,8 +47,8 @@ class Halted(Exception):
 class Endpoint:
     """A judge's endpoint. One instance serves several threads.
 
-    Each request has a connection of its own. Its address is checked before anything is sent, because a name can lead
-    elsewhere than a moment ago. The whole answer has to arrive within `timeout`, however slowly its bytes come.
+    Each request opens its own connection. The connection's address is checked before anything is sent, because a name
+    can resolve to another address than a moment ago. The whole answer must arrive within `timeout`.
 
     Args:
         hosts: hosts that judges may have; empty allows all hosts.
@@ -85,7 +85,7 @@ class Endpoint:
         self._changing = Lock()
 
     def close(self) -> None:
-        """Cuts what is under way, so that no thread goes on waiting."""
+        """Cut all connections, so that no thread keeps waiting."""
         self.halt.set()
         with self._changing:
             under_way = list(self._lines)

@@ -1,6 +1,6 @@
-"""A constitution run: a critic's endpoint criticises and revises answers, and each outcome is stored as it comes.
+"""Run a constitution: a critic's endpoint criticises and revises answers.
 
-One transaction an answer, and what has an outcome is not asked again: a run that is killed goes on where it was.
+Each outcome is stored in a transaction of its own. A run that was killed only asks about answers without an outcome.
 """
 
 import time
@@ -30,7 +30,8 @@ from trainer.service.recording import RunRecorder, patiently
 
 
 class Revised(NamedTuple):
-    """What became of an answer. text: the revision. error: why there is none; neither if nothing was changed."""
+    """The outcome of an answer: `text` is the revision, `error` says why there is none. Both are None if the critic
+    changed nothing."""
 
     critique: str
     text: str | None
@@ -62,7 +63,7 @@ def revise_one(endpoint: Endpoint, answer: Answer, principle: str, longest: int)
 
 
 def _checked(original: str, reply: Reply, longest: int) -> tuple[str | None, str | None]:
-    """The revision in a reply, or why it cannot be used; neither if it says the same as the original."""
+    """Return the revision in a reply, or why it cannot be used; (None, None) if it repeats the original."""
     text = revision_in(reply.text)
     if reply.is_cut:
         return None, f"The revision is too long: it was cut after {reply.completion_tokens:,} tokens"
@@ -76,7 +77,7 @@ def _checked(original: str, reply: Reply, longest: int) -> tuple[str | None, str
 def revise_all(
     sessions: sessionmaker[Session], spec: ReviseSpec, critic: Judge, endpoint: Endpoint, recorder: RunRecorder
 ) -> dict[str, Any]:
-    """Take every answer of the run that has no outcome yet; return the run's figures.
+    """Revise every answer of the run that has no outcome yet, and return the run's result.
 
     Raises:
         InvalidInput: the rubric version has no principles.
